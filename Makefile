@@ -10,7 +10,7 @@ export NO_MKDOCS_2_WARNING := 1
 # Hundreds of processes start in the tests: where nothing may be kept, each compiles torch's sources anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup check test coverage attacks faults fuzz demo docs lock bundle clean
+.PHONY: setup validators check test coverage attacks faults fuzz demo docs lock bundle clean
 setup: .venv/installed
 
 # uv comes first, by the same hash-pinned lines of requirements.lock; uv then installs exactly that file.
@@ -22,6 +22,14 @@ setup: .venv/installed
 	$(BIN)/uv pip sync --python $(BIN)/python --require-hashes requirements.lock
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --quiet \
 	  --editable ./kohort --editable .
+	touch $@
+
+# Validators of RO-Crate and CITATION.cff: programs of their own, whose requirements contradict ours. Tests that run them
+# skip where they are missing.
+validators: .venv/validators/installed
+.venv/validators/installed: tests/validators.lock .venv/installed
+	$(BIN)/uv pip install --python $(BIN)/python --target .venv/validators --no-build-isolation --quiet \
+	  --require-hashes -r $<
 	touch $@
 
 check: setup
@@ -70,6 +78,8 @@ lock:
 	$(COMPILE) --extra site --extra server --extra dev $(UPGRADE) -o requirements.lock
 	$(COMPILE) --extra site --constraints requirements.lock -o requirements-site.lock
 	$(COMPILE) --extra server --constraints requirements.lock -o requirements-server.lock
+	$(BIN)/uv pip compile --quiet tests/validators.in --python-version 3.11 --generate-hashes --no-header --no-annotate \
+	  --no-emit-index-url $(UPGRADE) -o tests/validators.lock
 
 # What a hospital or an operator installs without network, for machines like this one: make bundle ROLE=site KEY=signing-key.
 # INSTEAD names wheels that take the place of locked ones, such as a torch for processors alone.

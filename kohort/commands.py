@@ -1,4 +1,4 @@
-"""`kohort`: list, pull and verify releases, hear of withdrawals, draw more, start the demo.
+"""`kohort`: list, pull, verify and cite releases, hear of withdrawals, draw more, start the demo.
 
 `verify` ends with exit code 1 and names the file if anything is not as it was signed.
 """
@@ -236,6 +236,33 @@ def notices_command(
     from kohort.from_catalogue import show_notices
 
     raise typer.Exit(show_notices(_find_releases(folder), ca, as_json=as_json))
+
+
+@app.command("cite")
+def cite_command(
+    release: Path,
+    trust: Trust = None,
+    bibtex: Annotated[bool, typer.Option("--bibtex", help="as an entry for BibTeX")] = False,
+    datacite: Annotated[
+        bool, typer.Option("--datacite", help="the DataCite metadata that the release holds")
+    ] = False,
+) -> None:
+    """Verify a release and print how to cite it: name, version and fingerprint."""
+    from kohort import citing
+    from kohort.trust import read_trust
+    from kohort.verification import verify
+
+    if bibtex and datacite:
+        raise ConfigurationError("--bibtex, --datacite: expected one of them", hint="leave one out")
+    trusted = read_trust(trust or ())
+    with _progress_bar("verifying") as report:
+        manifest = verify(release, trust=trusted, progress=report)
+    if datacite:
+        _print(citing.datacite(release))
+    elif bibtex:
+        _print(citing.bibtex(release, manifest))
+    else:
+        _print(citing.cite(release, manifest))
 
 
 @app.command(

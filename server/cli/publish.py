@@ -27,7 +27,7 @@ from server.cli.state_folder import load_operator_key, open_record, open_registr
 from server.cli.terminal import progress_bar, write
 from server.operator import plan as plans
 from server.operator.caps import models_bytes, most_images, release_bytes
-from server.operator.config import limits_in
+from server.operator.config import citation_in, limits_in
 from server.operator.hand_over import operator_keys
 from server.operator.quota import check_quota, folder_bytes, note_releases
 from server.operator.releasable import releases_pairs
@@ -156,6 +156,7 @@ def release(
         revoked=revoked,
         signers=signers,
         proposed=propose,
+        author=citation_in(place.config),
     )
     note_releases(place.root, out)
     folder = build(inputs, out, key)

@@ -43,18 +43,21 @@ def frechet(a: Floats, b: Floats) -> float:
             f"frechet: {count} items cannot carry a covariance of {a.shape[1]} features"
         )
 
-    # the trace of the matrix root, by eigenvalues
-    covariance_a = np.atleast_2d(np.cov(a, rowvar=False))
-    covariance_b = np.atleast_2d(np.cov(b, rowvar=False))
-    values, vectors = np.linalg.eigh(covariance_a)
-    root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
-    inner = np.linalg.eigvalsh(root @ covariance_b @ root)
-    overlap = float(np.sqrt(np.maximum(inner, 0)).sum())
+    # the trace of the matrix root: no root of an eigenvalue is taken, which would amplify rounding
+    factor_a = _factor(a)
+    factor_b = _factor(b)
+    overlap = float(np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum())
 
     # means and covariances together
     gap = a.mean(axis=0) - b.mean(axis=0)
-    total = gap @ gap + np.trace(covariance_a) + np.trace(covariance_b) - 2 * overlap
+    total = gap @ gap + (factor_a**2).sum() + (factor_b**2).sum() - 2 * overlap
     return max(0.0, float(total))
+
+
+def _factor(x: Floats) -> Floats:
+    """R of x with RᵀR = Σx: the trace of (Σa^½ Σb Σa^½)^½ is the sum of RaRbᵀ's singular values."""
+    centred = (x - x.mean(axis=0)) / np.sqrt(len(x) - 1)
+    return np.asarray(np.linalg.qr(centred, mode="r"))
 
 
 def kernel(a: Floats, b: Floats, *, seed: int = 0) -> KernelDistance:

@@ -30,7 +30,7 @@ FEATURE_SEED = 20_230_310
 SCALES = 3
 WEIGHTS_CAP_BYTES = 1 << 30
 AT_ONCE = 32
-TEXTURE_VALUES = 1 << 26  # of one batch after the first filters: 256 MiB
+TEXTURE_VALUES = 1 << 25  # of one batch after the first filters: 256 MiB
 CPU = torch.device("cpu")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
@@ -66,7 +66,8 @@ class Texture:
     """Rectified random 5×5 convolutions of a fixed seed, at three scales.
 
     Each gives its mean and deviation over the image: D = 6·`channels`. They see colour and texture,
-    not anatomy. Their numbers compare with nobody else's.
+    not anatomy. Their numbers compare with nobody else's. All is computed in float64, so that
+    what processors of two kinds round differently is far below the digits of a report.
     """
 
     channels: int = 48
@@ -78,18 +79,14 @@ class Texture:
         return f"{6 * self.channels} fixed-seed texture features"
 
     def features(self, images: Images) -> Floats:
-        # the same filters on every device
-        generator = torch.Generator().manual_seed(FEATURE_SEED)
-        filters = torch.randn(self.channels, images.shape[3], 5, 5, generator=generator)
-        filters = filters / filters.flatten(1).norm(dim=1)[:, None, None, None]
-        filters = filters.to(self.device)
+        filters = torch.from_numpy(_filters(self.channels, images.shape[3])).to(self.device)
         count = max(1, TEXTURE_VALUES // (self.channels * images[0, ..., 0].size))
         rows: list[Tensor] = []
         with torch.no_grad():
             for start in range(0, len(images), count):
-                x = to_unit(images[start : start + count], self.device)
+                x = to_unit(images[start : start + count], self.device).double()
                 rows.append(_rectified_moments(x, filters))
-        return torch.cat(rows).double().cpu().numpy()
+        return torch.cat(rows).cpu().numpy()
 
 
 @dataclass(frozen=True)
@@ -194,6 +191,34 @@ def _fill(network: nn.Module, given: tensors.Arrays, weights: Path) -> None:
     # copy
     for name, tensor in own.items():
         tensor.copy_(torch.from_numpy(given[name]))
+
+
+def _filters(channels: int, inputs: int) -> Floats:
+    """Filters float64 [channels, inputs, 5, 5] of norm 1, the same on every processor and device.
+
+    torch.randn would give these up to the last bits of float32, which differ between processors.
+    """
+    # uniform numbers are exact; torch draws the last sixteen anew where some are left over
+    count = channels * inputs * 25
+    random = torch.Generator().manual_seed(FEATURE_SEED)
+    uniform = torch.rand(count, generator=random).double().numpy()
+    values = np.empty(count)
+    whole = count // 16 * 16
+    values[:whole] = _normal(uniform[:whole])
+    if whole < count:
+        values[-16:] = _normal(torch.rand(16, generator=random).double().numpy())
+    filters = values.reshape(channels, inputs, 5, 5)
+    unit: Floats = filters / np.sqrt((filters**2).sum(axis=(1, 2, 3), keepdims=True))
+    return unit
+
+
+def _normal(uniform: Floats) -> Floats:
+    """Normal numbers of uniform ones, by Box and Muller; eight pairs at a time, as in torch."""
+    pairs = uniform.reshape(-1, 2, 8)
+    radius = np.sqrt(-2 * np.log(1 - pairs[:, 0]))
+    angle = 2 * np.pi * pairs[:, 1]
+    normal: Floats = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1)
+    return normal.reshape(-1)
 
 
 def _rectified_moments(x: Tensor, filters: Tensor) -> Tensor:

@@ -177,6 +177,35 @@ class CatalogueSettings(FrozenModel):
     )
 
 
+class Citation(FrozenModel):
+    """Whom a citation of a release names. Everything here is public."""
+
+    name: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="full name of the consortium: author and publisher of its releases; null: "
+        "the catalogue's title, or else the name above",
+    )
+    ror: str | None = Field(
+        default=None,
+        pattern=r"^https://ror\.org/0[a-z0-9]{6}[0-9]{2}$",
+        description="identifier of the consortium at ror.org",
+    )
+    website: str | None = Field(
+        default=None,
+        max_length=300,
+        pattern=r"^https://[!-~]+$",
+        description="address of the consortium's page",
+    )
+    contact: str | None = Field(
+        default=None,
+        max_length=200,
+        pattern=r"^[!-?A-~]+@[!-?A-~]+$",
+        description="e-mail address for questions about releases",
+    )
+
+
 class ServerConfig(FrozenModel):
     """The operator's file."""
 
@@ -205,6 +234,7 @@ class ServerConfig(FrozenModel):
     catalogue: CatalogueSettings = Field(
         default=CatalogueSettings(), description="what the catalogue of releases says of itself"
     )
+    citation: Citation = Field(default=Citation(), description="whom a citation of a release names")
 
     @field_validator("url")
     @classmethod
@@ -300,6 +330,15 @@ def limits_in(path: Path) -> Limits:
     if not path.is_file():
         return Limits()
     return load_config(path).limits
+
+
+def citation_in(path: Path) -> Citation:
+    """Return whom a citation names: without a name the catalogue's title, or the short name."""
+    if not path.is_file():
+        return Citation()
+    config = load_config(path)
+    name = config.citation.name or config.catalogue.title or config.name
+    return config.citation.model_copy(update={"name": name})
 
 
 def sample(config: ServerConfig) -> str:

@@ -14,14 +14,17 @@ from common.study.plan import Study
 from common.wire import signing
 from kohort import layout
 from kohort.credentials import release_facts
+from server.release import crate
 from server.release.absent import absent_sites
 from server.release.c2pa import c2pa_manifest
 from server.release.croissant import croissant
 from server.release.datasheet import licence_text, readme
+from server.release.deposit import Deposit, citation_cff, datacite, zenodo
 from server.release.evaluation import evaluation
 from server.release.items import Evidence, Items, ReleaseInputs
 from server.release.models import write_models
 from server.release.page import write_pages
+from server.release.provenance import provenance
 from server.release.statement import privacy_statement, statement_markdown
 
 
@@ -54,6 +57,17 @@ def write_documents(
     for site, data in evidence.statements.items():
         (part / "statements" / f"{site}.json").write_bytes(data)
 
+    # how it is cited, and last what each file is
+    deposit = Deposit(
+        study=study,
+        author=inputs.author,
+        claim=f"{statement['images']['claim']} {statement['updates']['claim']}",
+        images=len(items.images),
+        sites=tuple(sorted(evidence.headers)),
+        fingerprint=signing.fingerprint(key.public_key()),
+    )
+    _write_deposit(part, deposit, evidence)
+
 
 def write_credentials(part: Path, study: Study, key: Ed25519PrivateKey) -> None:
     """Write provenance.c2pa, which stands beside the contact sheet and names the release."""
@@ -76,6 +90,17 @@ def _copy_sources(part: Path, inputs: ReleaseInputs) -> None:
         shutil.copyfile(inputs.bundle / name, part / name)
     if inputs.study.release.models:
         write_models(part, inputs.study, inputs.weights)
+
+
+def _write_deposit(part: Path, deposit: Deposit, evidence: Evidence) -> None:
+    """The citation, the metadata for repositories, the provenance and the RO-Crate."""
+    (part / "CITATION.cff").write_text(citation_cff(deposit), encoding="utf-8")
+    write_json(part / "reports" / "datacite.json", datacite(deposit))
+    write_json(part / "reports" / "zenodo.json", zenodo(deposit))
+    models = {path.stem: file_digest(path) for path in part.glob("models/*.safetensors")}
+    origin = provenance(deposit.study, evidence, models, deposit.fingerprint)
+    write_json(part / "reports" / "prov.json", origin)
+    write_json(part / crate.METADATA, crate.crate(deposit, part))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -17,7 +17,7 @@ from server.evaluate.canary_rehearsal import ModelAudit
 from server.evaluate.extractors import Extractor
 from server.evaluate.people import PublicPeople
 from server.evaluate.rehearsal_report import Rehearsal
-from server.operator.config import ReleaseSigning
+from server.operator.config import Citation, ReleaseSigning
 from server.public_data.pairs import PublicPairs
 
 
@@ -64,7 +64,8 @@ class ReleaseInputs:
     `weights` are the files of the final models, `reference` public images to compare with.
     `rehearsal` are the public people of this run, or what an earlier rehearsal of this plan found.
     `quarantined` are the sites in quarantine now, with their codes; `revoked` those that were shut
-    out for good. `signers` vouch for the release; `proposed` where they have not yet.
+    out for good. `signers` vouch for the release; `proposed` where they have not yet. `author` is
+    whom a citation names.
     """
 
     study: Study
@@ -81,6 +82,7 @@ class ReleaseInputs:
     revoked: frozenset[str] = frozenset()
     signers: ReleaseSigning = field(default_factory=ReleaseSigning)
     proposed: bool = False
+    author: Citation = field(default_factory=Citation)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from common.models.basis import fit, load, save
 from common.study.families import GAN
 from common.study.shapes import starting_weights
 from common.wire import signing
-from kohort import layout
+from kohort import citing, layout
 from kohort.catalogue import open_catalogue
 from kohort.drawn_claim import STATEMENT, claim_of_drawn
 from kohort.files import file_digest
@@ -169,6 +169,22 @@ def _trust(folder: Path) -> Parser:
     path = folder / "trusted"
     text = b"# ours\n" + line + b"\n" + print_ + b"\n"
     return _reading(path, lambda: read_trust([str(path)]), exchanged(text), damaged(text))
+
+
+def _citation(folder: Path) -> Parser:
+    """The DataCite metadata of a release, of which the authors' names are read."""
+    release, _ = small_release(folder)
+    manifest = read_manifest(release)
+    path = release / citing.DATACITE
+    good = path.read_bytes()
+    names = json.dumps({"creators": [{"name": "A consortium"}]}).encode()
+
+    def call() -> None:
+        citing.cite(release, manifest)
+        citing.bibtex(release, manifest)
+        citing.datacite(release)
+
+    return _reading(path, call, damaged(good), damaged(names), exchanged(names))
 
 
 def _release_texts(folder: Path) -> Parser:
@@ -472,6 +488,7 @@ TARGETS = (
         ("kohort.catalogue:open_catalogue", "kohort.seen:_read"),
         _catalogue,
     ),
+    Target("release-citation", ("kohort.citing:authors", "kohort.citing:_read"), _citation),
     Target("release-trust", ("kohort.trust:_read_file",), _trust),
     Target("site-statement", ("kohort.statements:open_statement",), _statement),
     Target(
