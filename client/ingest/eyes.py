@@ -6,6 +6,7 @@ Guarantees:
   - colour fundus photographs of at least 128 px alone are searched
   - pairs that a person called different are neither joined nor listed; whoever withdrew is not
     listed; what agrees without being turned or moved is listed and not joined, as it may be dust
+  - nobody is joined where mirrored pairs reach the threshold more than a quarter as often
   - the list is the site's alone (mode 0600), and goes with the cohort; it names files by their
     paths and has the form of persons.csv
 Not covered: how a pair is scored (same_eye.py); photographs of earlier intakes that are gone.
@@ -50,6 +51,7 @@ MOST_LISTED = 200
 PAIRS_A_SHEET = 10
 TILE_PX = 256
 MARGIN_PX = 48  # for a pair's number
+TRUE_TO_FALSE = 4  # at least so many pairs for each mirrored one that reaches the threshold
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,8 @@ class Eyes:
     def _what_follows(self) -> str:
         if self.switch == "list":
             return "none were joined (data.same_eye: list)"
+        if self.search is not None and _finds_strangers(self.search):
+            return "none were joined, as chance alone finds so many"
         if self.count < ENOUGH:
             return f"none were joined, as there are fewer than {ENOUGH} photographs"
         return f"{len(self.same)} were joined"
@@ -127,7 +131,7 @@ def compare_eyes(
         if not known.are_apart(names[match.first], names[match.second]):
             found.append(match)
     same: list[tuple[int, int]] = []
-    if switch == "join" and count >= ENOUGH:
+    if switch == "join" and count >= ENOUGH and not _finds_strangers(search):
         for match in found:
             if match.score >= SAME_EYE and not match.in_place:
                 same.append((match.first, match.second))
@@ -150,11 +154,19 @@ def find_eyes_among(
         return []
     together = _Together(others, photographs)
     search = find_same_eyes(together, range(count), since=len(others))
+    if _finds_strangers(search):
+        return []
     found = []
     for match in search.above(SAME_EYE):
         if match.first < len(others) and not match.in_place:
             found.append((match.second - len(others), match.first))
     return sorted(found)
+
+
+def _finds_strangers(search: Search) -> bool:
+    """Whether chance explains too many of the pairs, by the mirrored ones that score as much."""
+    false = search.false_above(SAME_EYE)
+    return TRUE_TO_FALSE * false > len(search.above(SAME_EYE))
 
 
 @dataclass(frozen=True, eq=False)

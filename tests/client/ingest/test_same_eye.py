@@ -26,7 +26,7 @@ from client.ingest.eyes import (
 )
 from client.ingest.persons import ImageRecord
 from client.ingest.refresh import Intakes
-from client.ingest.same_eye import PERHAPS, SAME_EYE, Search, find_same_eyes
+from client.ingest.same_eye import PERHAPS, SAME_EYE, Match, Search, find_same_eyes
 from client.ingest.vessels import map_vessels
 from client.ingest.withdrawal import find_in_files, name_ids, resolve, withdraw
 from client.state.people import People, PeopleFile
@@ -264,6 +264,23 @@ def test_among_many_the_first_step_leaves_the_eye_in(
     monkeypatch.setattr(same_eye, "BLOCK", 3)
     search = find_same_eyes(np.stack([*strangers, again]), range(8))
     assert above(search) == [(3, 7)]
+
+
+@pytest.mark.parametrize(("mirrored", "joined"), [(0, 4), (1, 4), (2, 0)])
+def test_where_chance_finds_as_many_nobody_is_joined(
+    mirrored: int, joined: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    straight = tuple(Match(place, place + 1, 0.6) for place in range(4))
+    search = Search(straight, tuple(Match(0, place, 0.5) for place in range(mirrored)), 6)
+    monkeypatch.setattr(eyes, "ENOUGH", 5)
+    monkeypatch.setattr(eyes, "find_same_eyes", lambda *_, **__: search)
+    records = [[ImageRecord(place, (str(place),), 0, -1, str(place))] for place in range(5)]
+    photographs = np.zeros((5, SIDE, SIDE, 3), np.uint8)
+    found = compare_eyes(photographs, records, People(), "join", lambda done, total: None)
+    assert (len(found.same), len(found.listed)) == (joined, 4)
+    assert ("chance alone" in next(found.lines(tmp_path))) == (joined == 0)
+    among = find_eyes_among(photographs[2:], photographs[:2], "join")
+    assert bool(among) == (joined > 0)
 
 
 def test_photographs_are_compared_with_those_of_a_cohort(
