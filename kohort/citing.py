@@ -37,13 +37,18 @@ class Datacite(BaseModel):
     creators: tuple[Creator, ...] = Field(min_length=1, max_length=100)
 
 
-def cite(folder: Path, manifest: Manifest) -> str:
-    """Return the citation of a verified release as one line of text."""
-    year = manifest.date[:4]
-    return _plain(
-        f"{authors(folder, manifest)} ({year}). {manifest.title}. Synthetic data set "
-        f"{manifest.name}, version {manifest.version}. Signed by {_fingerprint(manifest)}."
+def cite(folder: Path, manifest: Manifest, *, signed: bool = True) -> str:
+    """Return the citation of a release as one line of text.
+
+    `signed`: whether it was verified, so that the line may say who signed it.
+    """
+    text = (
+        f"{authors(folder, manifest)} ({manifest.date[:4]}). {manifest.title}. Synthetic data set "
+        f"{manifest.name}, version {manifest.version}."
     )
+    if signed:
+        text += f" Signed by {_fingerprint(manifest)}."
+    return _plain(text)
 
 
 def bibtex(folder: Path, manifest: Manifest) -> str:

@@ -189,15 +189,13 @@ class Release:
         return draw(self.path, count, seed=seed, model=model, trust=trust)
 
     def cite(self) -> str:
-        """Return one line to cite the release by: title, version, date, signer and plan."""
-        manifest = self.manifest
-        key = ""
-        if self.verdict:
-            key = f" Signed by {self.verdict.fingerprint}."
-        return (
-            f"{manifest.title}. Synthetic images, release {manifest.name} {manifest.version}, "
-            f"{manifest.date}.{key} Plan {manifest.study[:16]}."
-        )
+        """Return the line of `kohort cite`; who signed it stands there only where it was verified.
+
+        Raises RefusedError where its DataCite metadata names no author.
+        """
+        from kohort import citing
+
+        return citing.cite(self.path, self.manifest, signed=self.verdict is not None)
 
     def _pixels(self, name: str, digest: str) -> Pixels:
         """A picture's pixels, uint8."""

@@ -160,10 +160,9 @@ def test_the_verdict_says_who_signed(release: kohort.Release, key: str) -> None:
         release.verify(require=1)
 
 
-def test_a_citation_names_title_version_date_and_key(release: kohort.Release, key: str) -> None:
+def test_a_citation_names_title_version_year_and_key(release: kohort.Release, key: str) -> None:
     assert release.cite() == (
-        f"A small study. Synthetic images, release small 1.0.0, 2026-11-21. Signed by {key}. "
-        f"Plan {release.manifest.study[:16]}."
+        f"small (2026). A small study. Synthetic data set small, version 1.0.0. Signed by {key}."
     )
     assert "Signed" not in kohort.load(release.path, verify=False).cite()
 
