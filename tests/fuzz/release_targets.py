@@ -454,7 +454,7 @@ VERIFYING = (
 )
 SOURCES = ("server.public_data.images:_read_npz", "server.public_data.images:arrays_of")
 TARGETS = (
-    Target("release", VERIFYING, _release, few=60),
+    Target("release", VERIFYING, _release, few=240),
     Target(
         "released-pictures",
         ("kohort.picture:read_picture", "kohort.picture:decode"),
