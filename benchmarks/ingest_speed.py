@@ -233,7 +233,11 @@ def main() -> None:
     counts = (options.files, options.distinct, options.repeats)
     found = measure(checkouts, options.kinds, *counts, with_text=options.text)
     # a run of some kinds alone is a part of the page
-    name = "ingest_speed" if "with a window" in options.kinds else "ingest_speed.codecs"
+    name = "ingest_speed"
+    if tuple(options.kinds) == ("without a window",):
+        name = "ingest_speed.plain"
+    elif "with a window" not in options.kinds:
+        name = "ingest_speed.codecs"
     report.give(options.json, name, tables(found), found, targets(found))
 
 
