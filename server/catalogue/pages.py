@@ -16,6 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from kohort import citing
 from kohort.catalogue import REASONS, Catalogue, Entry, Withdrawal
 from server.catalogue.plots import count_plot, not_evaluated, plots
 from server.catalogue.shown import Picture, Shown
@@ -89,6 +90,8 @@ def _values(one: Shown, entry: Entry, pictures: list[Thumbnail]) -> dict[str, An
         "root": one.rows[0]["file_name"].rsplit("/", 2)[0] if one.rows else "data",
         "has_parquet": any(name.startswith("parquet/") for name in names),
         "has_citation": "CITATION.cff" in names,
+        "citation": citing.cite(one.folder, one.manifest),
+        "bibtex": citing.bibtex(one.folder, one.manifest),
         "size_mib": f"{max(0.1, entry.size_bytes / MIB):.1f}",
         "pairs": entry.k is None,
     }

@@ -81,7 +81,7 @@ def look_at_choices(scene: Scene) -> Iterator[Alert | str]:
             "are plain copies, without text or drawings"
         )
     if choices_of(scene.config.data).find_text:
-        yield "text in pixels is looked for: about 0.1 s of a core for each image"
+        yield "text in pixels is looked for: about 0.02 s of a core for each image"
     else:
         yield (
             f"text in pixels is not looked for: data.text_detector is "

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import tarfile
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from kohort import citing
 from server.catalogue.pages import Site, policy, write_pages
 from server.catalogue.plots import not_evaluated, plots
 from server.catalogue.shown import read_shown
@@ -70,6 +72,7 @@ def test_a_page_says_what_a_reader_needs(site: tuple[Operator, Site]) -> None:
     text = write_pages(site[1])["small-1.0.0.html"].decode()
     entry = site[1].catalogue.find("small", "1.0.0")
     assert entry is not None
+    (one,) = (one for one in site[1].releases if one.entry.version == entry.version)
     for said in (
         f"kohort pull small@1.0.0 --from {URL}",
         'ImageFolder("small-1.0.0/data/train")',
@@ -77,6 +80,7 @@ def test_a_page_says_what_a_reader_needs(site: tuple[Operator, Site]) -> None:
         "a group of at least 5",
         "It must not be used for",
         "Superseded.",
+        escape(citing.cite(one.folder, one.manifest)),
         "@misc{small-1.0.0",
         "Questions: ",
         entry.sums,
