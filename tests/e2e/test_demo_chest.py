@@ -179,7 +179,8 @@ def test_every_image_is_a_privatized_average_of_a_frozen_random_group(story: Sto
     assert (manifest.k, manifest.images, manifest.grouping) == (5, images, "random")
     with open(story.release / "metadata.csv", encoding="utf-8") as file:
         assert {row["mechanism"] for row in csv.DictReader(file)} == {"gaussian"}
-    assert [path.name for path in (story.release / "models").iterdir()] == ["glow.safetensors"]
+    models = {path.name for path in (story.release / "models").iterdir()}
+    assert models == {"glow.safetensors", "glow.json", "glow.onnx"}
 
 
 def test_the_statement_says_the_epsilon_that_the_ledgers_spent(story: Story) -> None:
