@@ -22,6 +22,7 @@ from typing import Any
 from kohort import signatures
 from kohort.errors import ConfigurationError, RefusedError, disk_faults_named
 from kohort.files import file_digest, read_capped, sync_folder
+from kohort.forms import mask_of
 from kohort.layout import MANIFEST, METADATA, TEXT_CAP_BYTES
 from kohort.manifest import Manifest
 from kohort.png import FILE_CAP_BYTES
@@ -108,9 +109,10 @@ def _write_row(release: Path, row: Mapping[str, str], part: Path, export: Export
     number = Path(row["file_name"]).stem
     image = _image(release / row["file_name"], row, export)
     _save(image, part / "images" / row["label"] / f"{number}.dcm")
-    if not row.get("mask"):
+    name = mask_of(row)
+    if not name:
         return 1
-    _save(_mask(release / row["mask"], image, row, export), part / "masks" / f"{number}.dcm")
+    _save(_mask(release / name, image, row, export), part / "masks" / f"{number}.dcm")
     return 2
 
 
@@ -191,7 +193,7 @@ def _mask(path: Path, image: Any, row: Mapping[str, str], export: Export) -> Any
     dimensions = [*dataset.DimensionOrganizationSequence, *dataset.DimensionIndexSequence]
     for item in dimensions:
         item.DimensionOrganizationUID = export.uid("dimensions", number)
-    _add_provenance(dataset, path, row["mask"], row, export)
+    _add_provenance(dataset, path, mask_of(row), row, export)
     return dataset
 
 

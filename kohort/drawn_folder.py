@@ -25,6 +25,7 @@ from kohort import signatures
 from kohort.drawn_claim import DrawnClaim, claim_of_drawn
 from kohort.errors import ConfigurationError, disk_faults_named
 from kohort.files import read_capped
+from kohort.forms import MASK
 from kohort.frozen import FrozenModel
 from kohort.layout import DRAWN, METADATA, PICTURES, SUMS, TEXT_CAP_BYTES
 from kohort.manifest import Manifest
@@ -176,8 +177,8 @@ def _write_pictures(
         row = {"file_name": f"{PICTURES}/{drawn.label}/{i:05d}.png"}
         write_png(part / row["file_name"], drawn.image)
         if drawn.mask is not None:
-            row["mask"] = f"masks/{i:05d}.png"
-            write_png(part / row["mask"], drawn.mask)
+            row[MASK] = f"masks/{i:05d}.png"
+            write_png(part / row[MASK], drawn.mask)
         rows.append(row | {"label": drawn.label, "mechanism": MECHANISM, "synthetic": "yes"})
         progress(i + 1, facts.images)
     table = io.StringIO()

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kohort.errors import RefusedError
 from kohort.files import read_capped
+from kohort.forms import mask_of
 from kohort.layout import METADATA, SUMS, TEXT_CAP_BYTES, parse_sums
 from kohort.verification import read_rows
 
@@ -39,7 +40,7 @@ def read_table(folder: Path, labels: tuple[str, ...]) -> tuple[Row, ...]:
 def _row(facts: dict[str, str], digests: dict[str, str], labels: tuple[str, ...]) -> Row:
     """One row; its names are looked up, so that none leads out of the folder."""
     file = facts.get("file_name") or ""
-    mask = facts.get("mask") or ""
+    mask = mask_of(facts)
     label = facts.get("label") or ""
     for name in (file, mask) if mask else (file,):
         if name not in digests:

@@ -30,7 +30,7 @@ from pathlib import Path
 from kohort import signatures
 from kohort.errors import ConfigurationError, RefusedError
 from kohort.files import file_digest, read_capped
-from kohort.forms import folder_rows, training_list
+from kohort.forms import MASK, MASK_1, MASK_NIFTI, folder_rows, training_list
 from kohort.header import Header
 from kohort.layout import (
     DATALIST,
@@ -241,7 +241,8 @@ def _check_metadata(folder: Path, manifest: Manifest, digests: dict[str, str]) -
                 f"{METADATA}: {row['file_name']} stands in another folder than its label"
             )
         _check_k(row, manifest)
-    _check_masks(rows, {name for name in digests if name.startswith("masks/")})
+    column = MASK if manifest.format == FORMAT else MASK_1
+    _check_masks(rows, column, {name for name in digests if name.startswith("masks/")})
     if manifest.format == FORMAT:
         _check_forms(folder, manifest, digests, rows)
 
@@ -270,11 +271,11 @@ def _check_k(row: dict[str, str], manifest: Manifest) -> None:
         )
 
 
-def _check_masks(rows: list[dict[str, str]], masks: set[str]) -> None:
+def _check_masks(rows: list[dict[str, str]], mask: str, masks: set[str]) -> None:
     """Step 5: each row's mask is a picture and a NIfTI file under the image's own number."""
     listed = []
     for row in rows:
-        listed += [row[column] for column in ("mask", "mask_nifti") if row.get(column)]
+        listed += [row[column] for column in (mask, MASK_NIFTI) if row.get(column)]
     if set(listed) != masks or len(listed) != len(masks):
         raise RefusedError(f"{METADATA}: lists {len(listed)} mask files, {len(masks)} are there")
     if not masks:
@@ -282,7 +283,7 @@ def _check_masks(rows: list[dict[str, str]], masks: set[str]) -> None:
     for row in rows:
         number = row["file_name"].rpartition("/")[2].removesuffix(".png")
         expected = (f"masks/{number}.png", f"masks/{number}.nii.gz")
-        if (row.get("mask"), row.get("mask_nifti")) != expected:
+        if (row.get(mask), row.get(MASK_NIFTI)) != expected:
             raise RefusedError(f"{METADATA}: {row['file_name']} stands beside another image's mask")
 
 

@@ -37,6 +37,7 @@ from common.measure import pair_segmenter
 from common.measure import pair_utility as utility
 from common.storage.files import atomic_write, read_capped
 from kohort import layout, verification
+from kohort.forms import mask_of
 
 TABLE_CAP_BYTES = 1 << 26
 PICTURE_CAP_BYTES = 1 << 22
@@ -127,7 +128,7 @@ def read_pairs(release: Path, size_px: int) -> Pairs:
     rows: list[tuple[str, str]] = []
     with damage_named(RefusedError("metadata.csv: not a CSV table")):
         for row in csv.DictReader(io.StringIO(table)):
-            rows.append((row.get("file_name") or "", row.get("mask") or ""))
+            rows.append((row.get("file_name") or "", mask_of(row)))
     if not rows or not all(name and mask for name, mask in rows):
         raise ConfigurationError(
             f"{release}: a release without masks", hint="utility needs image + mask pairs"

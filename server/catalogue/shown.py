@@ -26,6 +26,7 @@ from common.storage.files import file_digest, read_capped
 from common.study.plan import load_study
 from kohort import layout, signatures
 from kohort.catalogue import Entry, folder_of
+from kohort.forms import mask_of
 from kohort.manifest import Manifest, read_manifest
 from kohort.sign_off import read_sign_offs
 
@@ -72,7 +73,7 @@ class Shown:
             label = row["label"]
             if taken[label] < each:
                 taken[label] += 1
-                mask = row.get("mask")
+                mask = mask_of(row)
                 pixels = _pixels(self.folder / row["file_name"])
                 outline = _pixels(self.folder / mask) if mask else None
                 found.append(Picture(row["file_name"], label, pixels, outline))

@@ -12,13 +12,14 @@ from typing import Any
 
 from common.study.plan import Study
 from kohort import layout
+from kohort.forms import MASK, MASK_NIFTI
 from server.release.datasheet import NOT_FOR
 
 CONFORMS_TO = ["http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0"]
 TRAINING_SPLIT = "http://mlcommons.org/croissant/TrainingSplit"
 PARQUET = "parquet"
 IMAGE_COLUMNS = ("file_name", "label", "k")
-PAIR_COLUMNS = ("file_name", "mask", "mask_nifti", "label")
+PAIR_COLUMNS = ("file_name", MASK, MASK_NIFTI, "label")
 AVERAGE_BIASES = (
     "Averages remove what is rare first; label shares follow the groups, not a population."
 )

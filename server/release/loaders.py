@@ -25,7 +25,7 @@ from common.errors import RefusedError
 from common.study.plan import Study
 from kohort import layout
 from kohort.files import read_capped
-from kohort.forms import folder_rows, training_list
+from kohort.forms import folder_rows, mask_of, training_list
 
 TARS_FROM_IMAGES = 10_000  # smaller releases load fast enough from single files
 SHARD_BYTES = 256 << 20  # of pictures in one Parquet file or tar
@@ -79,7 +79,7 @@ def _write_table(path: Path, rows: Sequence[Row]) -> None:
 
 def _write_datalist(path: Path, study: Study, rows: Sequence[Row]) -> None:
     """Write datalist.json, in the form of the Medical Segmentation Decathlon."""
-    names = ("background", *study.strata()) if rows[0].get("mask") else study.strata()
+    names = ("background", *study.strata()) if mask_of(rows[0]) else study.strata()
     datalist = {
         "name": study.name,
         "description": study.title,
@@ -110,7 +110,7 @@ def features(labels: Sequence[str], *, pairs: bool) -> dict[str, Feature]:
 
 def _write_parquet(part: Path, rows: Sequence[Row], labels: Sequence[str]) -> None:
     """Write parquet/train-NNNNN-of-NNNNN.parquet, uncompressed: a PNG gets no smaller."""
-    columns = features(labels, pairs="mask" in rows[0])
+    columns = features(labels, pairs=bool(mask_of(rows[0])))
     schema = pa.schema(
         [(name, _arrow_type(kind)) for name, kind in columns.items()],
         metadata={"huggingface": json.dumps({"info": {"features": columns}})},
@@ -141,7 +141,7 @@ def _parquet_row(part: Path, row: Row, labels: Sequence[str]) -> dict[str, Any]:
     found["image"] = {"bytes": image, "path": Path(row["file_name"]).name}
     found["label"] = label
     if mask:
-        found["mask"] = {"bytes": mask, "path": Path(row["mask"]).name}
+        found["mask"] = {"bytes": mask, "path": Path(mask_of(row)).name}
     if row.get("k"):
         found["k"] = int(row["k"])
     return found
@@ -205,8 +205,8 @@ def _shards(part: Path, rows: Sequence[Row]) -> list[list[Row]]:
     size = 0
     for row in rows:
         more = (part / row["file_name"]).stat().st_size
-        if row.get("mask"):
-            more += (part / row["mask"]).stat().st_size
+        if mask_of(row):
+            more += (part / mask_of(row)).stat().st_size
         if shards[-1] and size + more > SHARD_BYTES:
             shards.append([])
             size = 0
@@ -218,5 +218,5 @@ def _shards(part: Path, rows: Sequence[Row]) -> list[list[Row]]:
 def _content(part: Path, row: Row, labels: Sequence[str]) -> tuple[bytes, bytes, int]:
     """A row's image, its mask or nothing, and the index of its label."""
     image = read_capped(part / row["file_name"], PICTURE_CAP_BYTES)
-    mask = read_capped(part / row["mask"], PICTURE_CAP_BYTES) if row.get("mask") else b""
+    mask = read_capped(part / mask_of(row), PICTURE_CAP_BYTES) if mask_of(row) else b""
     return image, mask, labels.index(row["label"])

@@ -13,6 +13,7 @@ import numpy as np
 from common.arrays import Images, Pixels
 from common.study.plan import Study
 from kohort import layout
+from kohort.forms import MASK, MASK_NIFTI
 from kohort.png import Picture
 from server.public_data.pictures import contact_sheet, marked_png_bytes, shrink, triptychs
 from server.release.items import Items
@@ -23,7 +24,7 @@ SHOWN_PAIRS = 48  # on the contact sheet and the page
 PAIR_COLUMNS = 4
 PAIR_GAP_PX = 8
 IMAGE_HEADER = ("file_name", "label", "k", "grouping", "mechanism", "synthetic")
-PAIR_HEADER = ("file_name", "mask", "mask_nifti", "label", "mechanism", "synthetic")
+PAIR_HEADER = ("file_name", MASK, MASK_NIFTI, "label", "mechanism", "synthetic")
 Progress = Callable[[int, int], None]
 Row = tuple[str | int, ...]
 

@@ -178,7 +178,8 @@ def test_every_picture_has_its_mask_as_png_and_nifti(story: Story) -> None:
     assert len(rows) == PAIRS == read_manifest(story.release).images
     for row in rows:
         picture, mask = (
-            np.asarray(Image.open(story.release / row[name])) for name in ("file_name", "mask")
+            np.asarray(Image.open(story.release / row[name]))
+            for name in ("file_name", "mask_file_name")
         )
         volume = np.asarray(nibabel.load(story.release / row["mask_nifti"]).dataobj)  # type: ignore[attr-defined]
         assert picture.shape == mask.shape == (32, 32)

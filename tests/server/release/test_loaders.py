@@ -100,7 +100,7 @@ def test_datasets_reads_the_root_of_pairs_with_their_masks(
     assert found["train"].features["label"].names == ["vessels"]
     for row, signed in zip(found["train"], rows_of(pairs), strict=True):
         assert np.array_equal(np.asarray(row["image"]), pixels(pairs / signed["file_name"]))
-        assert np.array_equal(np.asarray(row["mask"]), pixels(pairs / signed["mask"]))
+        assert np.array_equal(np.asarray(row["mask"]), pixels(pairs / signed["mask_file_name"]))
 
 
 @pytest.mark.parametrize("below", ["", "data/train"])
@@ -112,8 +112,18 @@ def test_imagefolder_reads_image_and_label(
     found = load("imagefolder", data_dir=str(release / below))
     assert {name: split.num_rows for name, split in found.items()} == {"train": COUNT}
     for row, signed in zip(found["train"], rows_of(release), strict=True):
-        assert row["label"] == signed["label"] and row.get("mask") == signed.get("mask")
+        assert row["label"] == signed["label"]
         assert np.array_equal(np.asarray(row["image"]), pixels(release / signed["file_name"]))
+
+
+def test_imagefolder_reads_masks_by_the_signed_table(pairs: Path, load: Callable[..., Any]) -> None:
+    files = {"train": "metadata.csv"}
+    found = load("imagefolder", data_dir=str(pairs), data_files=files)
+    assert {name: split.num_rows for name, split in found.items()} == {"train": COUNT}
+    for row, signed in zip(found["train"], rows_of(pairs), strict=True):
+        assert row["label"] == signed["label"]
+        assert np.array_equal(np.asarray(row["image"]), pixels(pairs / signed["file_name"]))
+        assert np.array_equal(np.asarray(row["mask"]), pixels(pairs / signed["mask_file_name"]))
 
 
 @pytest.mark.parametrize("kind", ["images", "pairs"])
@@ -146,7 +156,9 @@ def test_monai_reads_pairs_whose_axes_agree(pairs: Path) -> None:
     for entry, row in zip(entries, rows_of(pairs), strict=True):
         read = LoadImaged(keys=["image", "label"])(entry)
         assert np.array_equal(np.asarray(read["image"]).T, pixels(pairs / row["file_name"]))
-        assert np.array_equal(np.asarray(read["label"]).T * 255, pixels(pairs / row["mask"]))
+        assert np.array_equal(
+            np.asarray(read["label"]).T * 255, pixels(pairs / row["mask_file_name"])
+        )
 
 
 @pytest.mark.parametrize("kind", ["images", "pairs"])
@@ -167,7 +179,9 @@ def test_mlcroissant_reads_pixels_labels_and_split(
         assert names[record["items/label"]] == row["label"]
         assert record["items/split"] == b"train"
         if kind == "pairs":
-            assert np.array_equal(np.asarray(record["items/mask"]), pixels(release / row["mask"]))
+            assert np.array_equal(
+                np.asarray(record["items/mask"]), pixels(release / row["mask_file_name"])
+            )
 
 
 def test_pandas_reads_tables_and_pictures(images: Path, pairs: Path) -> None:
@@ -278,16 +292,21 @@ def test_the_card_says_how_large_the_release_is(count: int, size: str) -> None:
 
 
 def test_every_snippet_of_the_guide_runs(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, load: Callable[..., Any]
+    images: Path,
+    pairs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    load: Callable[..., Any],
 ) -> None:
     import datasets
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "fundus").symlink_to(images)
+    (tmp_path / "vessels").symlink_to(pairs)
     section = GUIDE.read_text().partition("## Load it")[2].partition("\n## ")[0]
     snippets = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(snippets) == 4
+    assert len(snippets) == 5
     for snippet in snippets:
         exec(snippet, {})
     verify(images)

@@ -52,11 +52,18 @@ def test_every_pair_is_image_mask_and_nifti_under_one_number(
 
     assert len(ImageFolder(str(release / "data" / "train"))) == 12
     rows = list(csv.DictReader((release / "metadata.csv").read_text().splitlines()))
-    assert list(rows[0]) == ["file_name", "mask", "mask_nifti", "label", "mechanism", "synthetic"]
+    assert list(rows[0]) == [
+        "file_name",
+        "mask_file_name",
+        "mask_nifti",
+        "label",
+        "mechanism",
+        "synthetic",
+    ]
     found = set()
     for row in rows:
         image, mask = (
-            np.asarray(Image.open(release / row[name])) for name in ("file_name", "mask")
+            np.asarray(Image.open(release / row[name])) for name in ("file_name", "mask_file_name")
         )
         nifti: Any = nibabel.load(release / row["mask_nifti"])
         assert image.dtype == mask.dtype == np.uint8 and image.shape == mask.shape == (32, 32)
@@ -82,10 +89,10 @@ def test_a_reader_draws_more_pairs_from_the_averaged_generator(
     assert "k-anonymity is not claimed" in facts.claim.sentence
     assert len(ImageFolder(str(tmp_path / "more" / "data" / "train"))) == 20
     rows = list(csv.DictReader((tmp_path / "more" / "metadata.csv").read_text().splitlines()))
-    assert list(rows[0]) == ["file_name", "mask", "label", "mechanism", "synthetic"]
+    assert list(rows[0]) == ["file_name", "mask_file_name", "label", "mechanism", "synthetic"]
     for row in rows:
         image = np.asarray(Image.open(tmp_path / "more" / row["file_name"]))
-        mask = np.asarray(Image.open(tmp_path / "more" / row["mask"]))
+        mask = np.asarray(Image.open(tmp_path / "more" / row["mask_file_name"]))
         assert image.shape == mask.shape == (32, 32)
         assert np.isin(mask, (0, 255)).all()
 
