@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from kohort import picture_commands
-from kohort.console import run_typer, warn
+from kohort.console import plain, run_typer, warn
 from kohort.errors import ConfigurationError, KohortError
 
 # What a command needs is imported in it: `kohort --help` waits for nothing else.
@@ -371,7 +371,7 @@ def _is_installed(module: str) -> bool:
 
 
 def _print(text: str) -> None:
-    sys.stdout.write(text + "\n")
+    sys.stdout.write(plain(text) + "\n")
     sys.stdout.flush()  # before a warning
 
 

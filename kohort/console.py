@@ -42,9 +42,9 @@ def run_command(program: str, command: Callable[[], None]) -> int:
     except KohortError as error:
         problems = getattr(error, "problems", ())
         for line in problems or (str(error),):
-            sys.stderr.write(f"{program}: error: {line}\n")
+            sys.stderr.write(plain(f"{program}: error: {line}\n"))
         if error.hint:
-            sys.stderr.write(f"{program}: hint: {error.hint}\n")
+            sys.stderr.write(plain(f"{program}: hint: {error.hint}\n"))
         return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write(f"{program}: interrupted; what was journaled is kept\n")
@@ -54,9 +54,14 @@ def run_command(program: str, command: Callable[[], None]) -> int:
     return 0
 
 
+def plain(text: str) -> str:
+    """Return a text without what steers a terminal: a stranger's words may stand in it."""
+    return "".join(one if one.isprintable() or one in "\n\t" else "\ufffd" for one in text)
+
+
 def warn(program: str, message: str, hint: str) -> None:
     """Print a warning and its hint on standard error; the exit code stays as it is."""
-    sys.stderr.write(f"{program}: warning: {message}\n{program}: hint: {hint}\n")
+    sys.stderr.write(plain(f"{program}: warning: {message}\n{program}: hint: {hint}\n"))
 
 
 def _machine_hint(error: OSError) -> str:

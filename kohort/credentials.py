@@ -46,7 +46,7 @@ def check_credentials(release: Path, manifest: Manifest) -> None:
     except ImportError as error:
         raise ConfigurationError(
             f"{PROVENANCE}: reading it needs c2pa-python, which is not installed here",
-            hint="pip install 'kohort[c2pa]'",
+            hint="pip install './kohort/kohort[c2pa]' beside the clone of the repository",
         ) from error
     stored = read_capped(release / PROVENANCE, CAP_BYTES)
     sheet = read_capped(release / CONTACT_SHEET, FILE_CAP_BYTES)

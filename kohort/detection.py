@@ -17,13 +17,14 @@ from typing import Any
 
 from kohort.errors import ConfigurationError, RefusedError, damage_named
 from kohort.files import read_capped
-from kohort.layout import PIXELS, TEXT_CAP_BYTES
+from kohort.layout import PIXELS, TEXT_CAP_BYTES, is_allowed_name
 from kohort.manifest import Manifest
 from kohort.marks import DICOM, png_marks
 from kohort.png import FILE_CAP_BYTES, SAMPLES_CAP, Picture, as_rgb, is_png, read_picture
 
 DICOM_AT = 128  # where the four letters DICM stand
 NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # little endian, not compressed
+DEFLATED = b"1.2.840.10008.1.2.1.99"
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -65,12 +66,13 @@ def parse_pixels(data: bytes) -> dict[str, tuple[str, ...]]:
         listed = json.loads(data)
     if not isinstance(listed, dict):
         raise damage
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, list[str]] = {}
     for name, digest in sorted(listed.items()):
-        if not isinstance(digest, str) or not DIGEST.fullmatch(digest):
+        known = isinstance(digest, str) and DIGEST.fullmatch(digest)
+        if not known or not is_allowed_name(name):
             raise damage
-        found[digest] = (*found.get(digest, ()), name)
-    return found
+        found.setdefault(digest, []).append(name)
+    return {digest: tuple(names) for digest, names in found.items()}
 
 
 def examine(path: Path, released: Released | None = None) -> Finding:
@@ -143,7 +145,10 @@ def _read_dicom(data: bytes, what: str, *, pixels: bool) -> Any:
     except ImportError as error:
         raise ConfigurationError(
             f"{what}: reading DICOM needs pydicom, which is not installed here",
-            hint="pip install 'kohort[dicom]'",
+            hint="pip install './kohort/kohort[dicom]' beside the clone of the repository",
         ) from error
+    # pydicom would unpack such a file whole, to whatever size
+    if DEFLATED in data:
+        raise RefusedError(f"{what}: a deflated DICOM file is not read")
     with damage_named(RefusedError(f"{what}: damaged: not a DICOM file that can be read")):
         return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=not pixels)

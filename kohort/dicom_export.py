@@ -100,7 +100,7 @@ def _need_extra() -> None:
         except ImportError as error:
             raise ConfigurationError(
                 f"exporting DICOM needs {module.partition('.')[0]}, which is not installed here",
-                hint="pip install 'kohort[dicom]'",
+                hint="pip install './kohort/kohort[dicom]' beside the clone of the repository",
             ) from error
 
 

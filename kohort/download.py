@@ -32,7 +32,6 @@ from kohort.verification import read_signed_sums, verify
 TRIES = 8
 TIMEOUT_S = 30.0
 LONGEST_WAIT_S = 5.0
-BLOCK_BYTES = 1 << 16
 # OpenSSL's codes (X509_V_ERR_...) of a certificate, and what helps
 CHECK_CLOCK = (
     "check this machine's clock; otherwise the certificate is out of date: tell the operator"
@@ -105,7 +104,11 @@ def open_client(url: str, ca: Path | None) -> Iterator[httpx.Client]:
             f"{url}: expected an https:// address", hint="releases are only fetched over TLS"
         )
     with httpx.Client(
-        verify=_tls(ca), timeout=TIMEOUT_S, follow_redirects=False, trust_env=True
+        verify=_tls(ca),
+        timeout=TIMEOUT_S,
+        follow_redirects=False,
+        trust_env=True,
+        headers={"Accept-Encoding": "identity"},
     ) as client:
         yield client
 
@@ -191,7 +194,7 @@ class Download:
                 return b""
             _expect_status(response, name, (200,))
             data = b""
-            for block in response.iter_bytes(BLOCK_BYTES):
+            for block in response.iter_raw():
                 data += block
                 if len(data) > (layout.TEXT_CAP_BYTES if cap is None else cap):
                     raise RefusedError(f"{name}: the server sends more than a release may hold")
@@ -219,7 +222,12 @@ class Download:
 
 
 def _expect_status(response: httpx.Response, name: str, statuses: tuple[int, ...]) -> None:
-    """Refuse an answer with any other status."""
+    """Refuse an answer with any other status, and one that would grow when it is unpacked."""
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise PeerError(
+            f"{name}: the server packs what it sends, expected the file's own bytes",
+            hint="serve releases without Content-Encoding",
+        )
     if response.status_code not in statuses:
         raise PeerError(
             f"{name}: the server answered {response.status_code}, expected {statuses[0]}",

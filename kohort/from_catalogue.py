@@ -10,6 +10,7 @@ from pathlib import Path
 
 from kohort import listing
 from kohort.catalogue_words import catalogue_json, catalogue_lines
+from kohort.console import plain
 from kohort.errors import KohortError, RefusedError
 from kohort.manifest import read_manifest
 from kohort.notices import Notice, known_notices
@@ -40,7 +41,7 @@ def list_catalogue(
         sys.stdout.write(catalogue_json(seen) + "\n")
         return
     for line in catalogue_lines(seen):
-        sys.stdout.write(line + "\n")
+        sys.stdout.write(plain(line) + "\n")
     warn_of(seen)
 
 
@@ -80,7 +81,7 @@ def show_notices(releases: Iterable[Path], ca: Path | None, *, as_json: bool) ->
     """
     seen, problems = listing.refresh(ca=ca)
     for problem in problems:
-        sys.stderr.write(f"kohort: warning: {problem}\n")
+        sys.stderr.write(plain(f"kohort: warning: {problem}\n"))
     if not seen:
         sys.stderr.write("kohort: warning: no catalogue was seen yet: kohort list URL\n")
     found: list[Notice] = []
@@ -88,14 +89,14 @@ def show_notices(releases: Iterable[Path], ca: Path | None, *, as_json: bool) ->
         try:
             of_this = known_notices(release, read_manifest(release), seen)
         except KohortError as error:
-            sys.stderr.write(f"kohort: warning: {release}: {error}\n")
+            sys.stderr.write(plain(f"kohort: warning: {release}: {error}\n"))
             continue
         found += of_this
         for one in of_this:
             facts = {"path": str(release), "kind": one.kind, "text": one.text}
             facts |= {"url": one.url, "seen": one.seen}
             line = json.dumps(facts, sort_keys=True) if as_json else f"{release}: {one.line}"
-            sys.stdout.write(line + "\n")
+            sys.stdout.write(plain(line) + "\n")
     if not found and not as_json:
         sys.stdout.write("nothing is known against them\n")
     return WITHDRAWN_EXIT if any(one.kind == "withdrawn" for one in found) else 0

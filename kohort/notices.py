@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from kohort.catalogue import REASONS, version_order
+from kohort.console import plain
 from kohort.errors import KohortError, RefusedError
 from kohort.files import file_digest
 from kohort.layout import SUMS
@@ -80,7 +81,7 @@ def warn_of_notices(release: Path, manifest: Manifest, *, strict: bool = False) 
     try:
         found = known_notices(release, manifest)
     except KohortError as error:
-        sys.stderr.write(f"kohort: warning: {error}\n")
+        sys.stderr.write(plain(f"kohort: warning: {error}\n"))
         return
     for one in found:
         if strict and one.kind == "withdrawn":
@@ -89,4 +90,4 @@ def warn_of_notices(release: Path, manifest: Manifest, *, strict: bool = False) 
                 hint="use another version, and stop using this copy",
                 code=WITHDRAWN,
             )
-        sys.stderr.write(f"kohort: warning: {one.line}\n")
+        sys.stderr.write(plain(f"kohort: warning: {one.line}\n"))

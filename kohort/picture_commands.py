@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from kohort.console import warn
+from kohort.console import plain, warn
 from kohort.errors import ConfigurationError, KohortError, RefusedError
 
 # What a command needs is imported in it, as in kohort/commands.py.
@@ -174,8 +174,8 @@ def _line(path: Path, finding: Finding, released: Released | None, as_json: bool
 
 
 def _print(line: str) -> None:
-    sys.stdout.write(line + "\n")
+    sys.stdout.write(plain(line) + "\n")
 
 
 def _warn(line: str) -> None:
-    sys.stderr.write(f"{PROGRAM}: warning: {line}\n")
+    sys.stderr.write(plain(f"{PROGRAM}: warning: {line}\n"))

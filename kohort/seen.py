@@ -90,9 +90,13 @@ def spell_address(url: str) -> str:
 
     Raises ConfigurationError for anything but https://HOST[:PORT][/PATH].
     """
-    parts = urlsplit(url)
-    extra = parts.query or parts.fragment or parts.username
-    if parts.scheme != "https" or not parts.hostname or extra or not url.isprintable():
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme == "https" and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        known = False
+    extra = known and (parts.query or parts.fragment or parts.username)
+    if not known or extra or not url.isprintable():
         raise ConfigurationError(
             f"{url}: expected https://HOST/PATH, where a catalogue is",
             hint="catalogues and releases are only fetched over TLS",

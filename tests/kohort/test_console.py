@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kohort.console import run_command, run_typer
+from kohort.console import plain, run_command, run_typer
 from kohort.errors import EnvironmentFault, PolicyError
 
 
@@ -67,3 +67,7 @@ def test_a_full_disk_is_this_machines_fault_and_not_ours(
 
     assert run_command("kohort", command) == EnvironmentFault.exit_code
     assert "free some space" in capsys.readouterr().err
+
+
+def test_a_strangers_words_steer_no_terminal() -> None:
+    assert plain("a\x1b[2J\x07\ud800\nb\tc") == "a\ufffd[2J\ufffd\ufffd\nb\tc"
