@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from kohort.errors import ConfigurationError, RefusedError, damage_named
+from kohort.extras import how_to_install
 from kohort.files import file_digest, read_capped
 from kohort.layout import CONTACT_SHEET, METADATA, PIXELS, PROVENANCE
 from kohort.manifest import Manifest
@@ -46,7 +47,7 @@ def check_credentials(release: Path, manifest: Manifest) -> None:
     except ImportError as error:
         raise ConfigurationError(
             f"{PROVENANCE}: reading it needs c2pa-python, which is not installed here",
-            hint="pip install './kohort/kohort[c2pa]' beside the clone of the repository",
+            hint=how_to_install("c2pa"),
         ) from error
     stored = read_capped(release / PROVENANCE, CAP_BYTES)
     sheet = read_capped(release / CONTACT_SHEET, FILE_CAP_BYTES)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from kohort.errors import ConfigurationError, RefusedError, damage_named
+from kohort.extras import how_to_install
 from kohort.files import read_capped
 from kohort.layout import PIXELS, TEXT_CAP_BYTES, is_allowed_name
 from kohort.manifest import Manifest
@@ -145,7 +146,7 @@ def _read_dicom(data: bytes, what: str, *, pixels: bool) -> Any:
     except ImportError as error:
         raise ConfigurationError(
             f"{what}: reading DICOM needs pydicom, which is not installed here",
-            hint="pip install './kohort/kohort[dicom]' beside the clone of the repository",
+            hint=how_to_install("dicom"),
         ) from error
     # pydicom would unpack such a file whole, to whatever size
     if DEFLATED in data:

@@ -21,6 +21,7 @@ from typing import Any
 
 from kohort import signatures
 from kohort.errors import ConfigurationError, RefusedError, disk_faults_named
+from kohort.extras import how_to_install
 from kohort.files import file_digest, read_capped, sync_folder
 from kohort.forms import mask_of
 from kohort.layout import MANIFEST, METADATA, TEXT_CAP_BYTES
@@ -100,7 +101,7 @@ def _need_extra() -> None:
         except ImportError as error:
             raise ConfigurationError(
                 f"exporting DICOM needs {module.partition('.')[0]}, which is not installed here",
-                hint="pip install './kohort/kohort[dicom]' beside the clone of the repository",
+                hint=how_to_install("dicom"),
             ) from error
 
 

@@ -8,6 +8,11 @@ from contextlib import contextmanager
 from kohort.errors import ConfigurationError
 
 
+def how_to_install(name: str) -> str:
+    """Return the hint of an error about a package that the extra `name` brings."""
+    return f"pip install './kohort/kohort[{name}]' beside the clone of the repository"
+
+
 @contextmanager
 def extra(name: str) -> Iterator[None]:
     """Turn a module that is not installed into a ConfigurationError that names the extra."""
@@ -16,5 +21,5 @@ def extra(name: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"{error.name} is not installed",
-            hint=f"install kohort with its extra [{name}], as in: pip install './kohort[{name}]'",
+            hint=how_to_install(name),
         ) from error

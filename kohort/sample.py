@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kohort.errors import ConfigurationError, RefusedError, damage_named
+from kohort.extras import how_to_install
 from kohort.layout import IMAGES_CAP
 from kohort.models import Card, Model, read_model
 from kohort.verification import verify
@@ -92,7 +93,7 @@ def check_extra() -> None:
         except ModuleNotFoundError as error:
             raise ConfigurationError(
                 f"drawing needs the extra [sample] of kohort: {name} is not installed",
-                hint="pip install './kohort/kohort[sample]', beside the clone of the repository",
+                hint=how_to_install("sample"),
             ) from error
 
 

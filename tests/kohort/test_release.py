@@ -253,7 +253,7 @@ def test_a_missing_package_is_named_with_its_extra(
             without.setitem(sys.modules, blocked[name], None)
             with pytest.raises(ConfigurationError, match=blocked[name]) as caught:
                 call()
-        assert f"extra [{name}]" in caught.value.hint
+        assert f"kohort[{name}]" in caught.value.hint
 
 
 def test_importing_kohort_imports_nothing_heavy() -> None:
