@@ -40,7 +40,6 @@ from kohort.frozen import FrozenModel
 
 VARIABLE = "KOHORT_CACHE"
 FOLDER = "catalogues"
-MOST = 256
 SEEN_CAP_BYTES = 8 * CAP_BYTES
 OLD = "E-CATALOGUE-OLD"
 OTHER_KEY = "E-CATALOGUE-KEY"
@@ -111,7 +110,7 @@ def read_seen() -> list[Seen]:
     Raises RefusedError for a file that is not as it was written.
     """
     folder = cache_folder()
-    found = [_read(path) for path in sorted(folder.glob("*.json"))[:MOST]]
+    found = [_read(path) for path in sorted(folder.glob("*.json"))]
     return sorted(found, key=lambda one: (one.seen, one.url), reverse=True)
 
 

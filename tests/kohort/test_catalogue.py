@@ -144,6 +144,19 @@ def test_the_first_key_stays_unless_the_reader_names_another(key: Ed25519Private
     assert not look(key, 8).trusted
 
 
+def test_many_catalogues_are_all_remembered(key: Ed25519PrivateKey, cache: Path) -> None:
+    cache.mkdir(parents=True)
+    look(key, 7, url=URL + "/one")
+    (first,) = cache.glob("*.json")
+    text = first.read_bytes()
+    for number in range(300):
+        (cache / f"!{number:03}.json").write_bytes(text)
+    look(key, 7)
+    with pytest.raises(RefusedError, match="it showed 7"):
+        look(key, 6)
+    assert len(read_seen()) == 302
+
+
 def test_a_damaged_cache_is_named_and_hides_nothing(key: Ed25519PrivateKey, cache: Path) -> None:
     look(key, 7)
     (file,) = cache.glob("*.json")
