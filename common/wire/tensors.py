@@ -27,6 +27,7 @@ Arrays = dict[str, NDArray[np.generic]]
 DTYPES: dict[str, np.dtype[np.generic]] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
     "I64": np.dtype("<i8"),
     "I32": np.dtype("<i4"),
     "U8": np.dtype("u1"),
@@ -49,7 +50,7 @@ NO_ROW = "array: expected one row of bytes as numpy writes it"
 def dumps(
     arrays: Mapping[str, NDArray[np.generic]], metadata: Mapping[str, str] | None = None
 ) -> bytes:
-    """Return canonical safetensors bytes of `arrays` (dtypes F64, F32, I64, I32, U8; any shape)."""
+    """Return canonical safetensors bytes of `arrays` (dtypes F64 to F16, I64, I32, U8)."""
     header: dict[str, object] = {}
     if metadata:
         header[METADATA] = dict(sorted(metadata.items()))

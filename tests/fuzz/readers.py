@@ -84,6 +84,7 @@ EXEMPT = {
     "common.logs": "what the process above wrote into this one's environment",
     "common.devices:_available_bytes": "the kernel's own table",
     "common.passphrase": "a secret of this process: bytes alone",
+    "common.models.pretrained_features": "bytes that have the digest in the code",
     "common.study.bundle": "bytes that have the digest in the signed plan; target plan-bundle",
     "common.wire.app_bundle:archive": "writes",
     "kohort.credentials:check_credentials": "files of a release that verified",

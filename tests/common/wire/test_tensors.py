@@ -18,6 +18,7 @@ from common.wire import tensors
 
 ARRAYS = {
     "b": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "half": np.array([0.5, -65504], dtype=np.float16),
     "a": np.array(3, np.int64),
     "c": np.zeros((0, 4), np.uint8),
     "d": np.array([1.5], np.float64),
