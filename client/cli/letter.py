@@ -16,7 +16,7 @@ from client.ingest.words import side_of
 from client.state.config import Data
 from client.state.membership import Membership
 from client.state.plans import Approval
-from common.privacy.claims import Claim, claims_of, describe_groups
+from common.privacy.claims import Claim, claims_of, describe_groups, found_again
 from common.privacy.events import anchors_event, covers_every_image, latent_event
 from common.privacy.planned_price import average_price
 from common.privacy.price import (
@@ -269,6 +269,9 @@ def at_what_price(study: Study, prices: Prices) -> Iterator[str]:
     yield "What a release of this plan will claim"
     for claim in claims:
         yield f"  {claim_words(claim)}"
+    again = study.synthesis and found_again(study.synthesis)
+    if again:
+        yield f"  not covered: {again}"
 
 
 def _what_k_protects(study: Study) -> str:

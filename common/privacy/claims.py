@@ -92,6 +92,11 @@ BY_LIKENESS = (
     "Groups were chosen by the likeness of the images: no epsilon per patient is claimed for "
     "images."
 )
+FOUND_AGAIN = (
+    "Averages of {what} are not safe from re-identification: somebody with another image of a "
+    "member finds that member's average far more often than by chance."
+)
+SAFER_K = 10  # of averages without noise (docs/measurements/quality_fundus.md)
 BY_CELLS = (
     "Groups were drawn by chance among patients of alike images: no epsilon per patient is claimed "
     "for images."
@@ -173,6 +178,26 @@ def describe_groups(synthesis: Synthesis) -> str:
         return BY_CHANCE
     by_grouping = {"random": BY_CHANCE_PLAIN, "cells": BY_CELLS, "anchors": BY_ANCHORS}
     return by_grouping.get(synthesis.grouping, BY_LIKENESS)
+
+
+def found_again(synthesis: Synthesis) -> str | None:
+    """Return the sentence on re-identification, None where averages are noisy or safer than that.
+
+    Averages without noise are at risk where likeness chooses who is averaged, and where there are
+    fewer than `SAFER_K` of them.
+    """
+    section = synthesis.privatize
+    all_noisy = synthesis.privatizes_averages and section is not None and section.share == 1
+    if synthesis.anchors is not None or all_noisy:
+        return None
+    risks = []
+    if synthesis.grouping.startswith("similar"):
+        risks.append("patients who were chosen for their likeness")
+    if synthesis.k < SAFER_K:
+        risks.append(f"fewer than {SAFER_K} patients")
+    if not risks:
+        return None
+    return FOUND_AGAIN.format(what=", and of ".join(risks))
 
 
 def refuse_uncovered(plan: str, synthesis: Synthesis) -> None:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from common.errors import PolicyError
 from common.privacy.accounting import SAMPLER_SHARE, Spent, spend
 from common.privacy.aggregation_noise import efficiency
+from common.privacy.claims import SAFER_K, found_again
 from common.privacy.events import charged_image_event, plan_events
 from common.privacy.mechanisms import Mechanism, SubsampledGaussian
 from common.privacy.planned_price import average_price, plan_price
@@ -103,6 +104,7 @@ class PlanReport:
         images = charged_image_event(self.study)
         if images:
             lines.append(f"  {images.statement()}")
+        lines += _grouping_words(self.study)
         lines += [*self._price_words(), self._verdict_words()]
         lines += [f"    fix: {fix}" for fix in self.fixes]
         return "\n".join(lines)
@@ -271,6 +273,14 @@ def _aggregation_words(study: Study) -> Iterator[str]:
         )
     if rule == "norm_weighted":
         yield "  aggregation: norm_weighted costs no noise where honest norms are alike"
+
+
+def _grouping_words(study: Study) -> Iterator[str]:
+    """A warning where the plan's averages are not safe from re-identification."""
+    sentence = study.synthesis and found_again(study.synthesis)
+    if sentence:
+        yield f"  warning: {sentence[0].lower()}{sentence[1:]}"
+        yield f"    safer: cells or random groups with k of {SAFER_K} or more, or anchors"
 
 
 def _norm_words(name: str, plan: TrainedModel, norm: UpdateNorm) -> Iterator[str]:

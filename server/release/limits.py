@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from common.privacy.claims import found_again
 from common.study.plan import Study
 from common.study.synthesis import Synthesis
 
@@ -99,6 +100,9 @@ def _group_limits(synthesis: Synthesis) -> list[str]:
     anchors = synthesis.grouping == "anchors"
     if not anchors and not all_privatized(synthesis):
         limits.append(SUBTRACTED)
+    again = found_again(synthesis)
+    if again is not None:
+        limits.append(again)
     if all_privatized(synthesis):
         return limits
     if synthesis.outputs_per_group > 1:

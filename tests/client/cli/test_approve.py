@@ -202,6 +202,7 @@ def test_the_letter_says_who_asks_what_leaves_about_whom_and_at_what_price(offic
         "updates: epsilon 8 for one patient (zero-out of one patient)",
         "k-anonymity, no epsilon: every image",
         "privatized averages: epsilon 492 for one average (replace-one patient)",
+        "not covered: Averages of patients who were chosen for their likeness",
     )
     for word in words:
         assert word in out, word

@@ -12,6 +12,7 @@ from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.plan_report import feasibility, refuse_infeasible
 from common.privacy.planning import effective_sites
 from common.study.plan import Study
+from tests.studies import small_plan, small_study
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # third-party accountants and torch
 
@@ -219,6 +220,15 @@ def test_noise_that_the_epsilon_does_not_ask_for_is_the_first_thing_to_lower() -
 def test_unequal_sites_average_the_noise_less_than_equal_ones() -> None:
     assert effective_sites(plan()) == pytest.approx(5)
     assert effective_sites(plan((3.0, 1.0, 1.0))) == pytest.approx(25 / 11)
+
+
+def test_averages_that_are_not_safe_from_re_identification_are_warned_of() -> None:
+    at_risk = small_study()
+    groups = {**small_plan()["synthesis"], "grouping": "cells", "k": 10}
+    safer = small_study(synthesis=groups)
+    for study, warned in ((at_risk, True), (safer, False)):
+        text = feasibility(study, {"gan": 9, "glow": 9}, prv=False).to_text()
+        assert ("warning: averages of patients who were chosen" in text) is warned
 
 
 def test_a_site_refuses_an_infeasible_plan_unless_it_says_so_itself() -> None:

@@ -73,3 +73,39 @@ def test_a_release_says_that_its_averages_were_moved_out() -> None:
     moved = small_study(synthesis={**small_plan()["synthesis"], "spread_directions": 2})
     assert sum("along 2 principal directions" in line for line in limits_of(moved)) == 1
     assert not any("principal directions" in line for line in limits_of(small_study()))
+
+
+AT_RISK: dict[str, tuple[dict[str, object], str]] = {
+    "likeness": ({"grouping": "similar", "k": 20, "privatize": None}, "for their likeness are not"),
+    "swapped": (
+        {"grouping": "similar-swap", "k": 20, "privatize": None},
+        "for their likeness are not",
+    ),
+    "few": ({"grouping": "cells", "k": 9, "privatize": None}, "Averages of fewer than 10 patients"),
+    "few alike": (
+        {"grouping": "similar", "k": 9, "privatize": None},
+        "likeness, and of fewer than 10 patients",
+    ),
+    "single images": (
+        {"grouping": "random", "k": 9, "privatize": GAUSSIAN | {"egress": "single"}},
+        "fewer than 10",
+    ),
+}
+SAFER: dict[str, dict[str, object]] = {
+    "cells": {"grouping": "cells", "k": 10, "privatize": None},
+    "random": {"grouping": "random", "k": 10, "privatize": None},
+    "noise": {"grouping": "similar", "k": 9, "privatize": GAUSSIAN},
+    "anchors": ANCHORS,
+}
+
+
+@pytest.mark.parametrize("case", AT_RISK)
+def test_averages_that_are_not_safe_from_re_identification_are_named(case: str) -> None:
+    changes, words = AT_RISK[case]
+    (found,) = [line for line in limits_of(of_synthesis(**changes)) if "re-identification" in line]
+    assert words in found
+
+
+@pytest.mark.parametrize("case", SAFER)
+def test_others_are_not(case: str) -> None:
+    assert not any("re-identification" in line for line in limits_of(of_synthesis(**SAFER[case])))
