@@ -259,11 +259,15 @@ def flow_options(task: Task) -> Pretraining:
     if plan is None:
         width = task.width or Pretraining.width
         return Pretraining(minutes=task.minutes, width=width)
+    # a chest has its heart on one side, and every detector its own shape
+    films = task.study is not None and load_study(task.study).modality == "chest"
     return Pretraining(
         minutes=task.minutes,
         levels=plan.levels,
         steps_per_level=plan.steps_per_level,
         width=plan.width,
+        flips="none" if films else Pretraining.flips,
+        films=films,
     )
 
 

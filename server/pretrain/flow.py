@@ -12,7 +12,6 @@ cosine decay.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import math
 import sys
@@ -27,6 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from common.arrays import Floats
 from common.errors import ConfigurationError
 from common.models.draws import device_of, draw_normal, draw_uniform
 from common.models.glow import Glow
@@ -41,7 +41,8 @@ from server.pretrain.flow_files import Training, card, restore, sample_sheet, st
 from server.pretrain.flow_options import Pretraining
 from server.pretrain.provenance import Provenance
 from server.pretrain.session import usable_device
-from server.public_data.images import SOURCE_CAP_BYTES, Source, arrays_of
+from server.public_data.film import film_boxes, film_views
+from server.public_data.images import Source, read_npz
 
 CPU = torch.device("cpu")
 WARM_UP_STEPS = 100
@@ -134,10 +135,12 @@ def pretrain(
     training: Training,
     keep: Callable[[Training], None] = lambda _: None,
     progress: Progress = lambda step, share, bits: None,
+    weights: Floats | None = None,
 ) -> Training:
     """Train until `options.minutes` or `options.steps` are over, both counted from the first run.
 
-    `keep(training)` is called about every two minutes and at the end, to save it.
+    `keep(training)` is called about every two minutes and at the end, to save it. `weights` [N] is
+    how often each image is drawn; None draws all alike.
     Raises ConfigurationError for a run that diverges.
     """
     random = np.random.default_rng([options.seed, training.step])
@@ -149,6 +152,7 @@ def pretrain(
     optimiser = training.optimiser
     log_density = torch.compile(model) if options.compiled else model
     batch = min(options.batch, len(images))
+    boxes = film_boxes(images) if options.films else None
     lost = 0  # steps in a row without a finite gradient
     saved = time.monotonic()
     began = saved - training.seconds
@@ -165,9 +169,11 @@ def pretrain(
         optimiser.param_groups[0]["lr"] = options.learning_rate * warm * decay
 
         # (2) compute the gradient on a batch of augmented photographs
-        chosen = random.choice(len(images), batch, replace=False)
+        chosen = random.choice(len(images), batch, replace=False, p=weights)
         depth = options.depth(share)
         some = photographs[torch.from_numpy(chosen).to(device)]
+        if boxes is not None:
+            some = film_views(some, boxes[chosen], random)
         views = augment(some, options.shift_px, random, options.flips)
         x = dequantise(views, options.input_noise, generator, depth)
         log_p = log_density(x.contiguous(memory_format=torch.channels_last))
@@ -237,21 +243,12 @@ def run(
     # train, saving on the way, and write the card
     out.mkdir(parents=True, exist_ok=True)
     state.parent.mkdir(exist_ok=True)
-    pretrain(source.images, options, training, keep, progress)
+    pretrain(source.images, options, training, keep, progress, source.weights)
     if provenance is not None:
         digest = file_digest(out / name)
         text = card(training, source, options, provenance, digest)
         files.atomic_write(out / CARD_NAME, text.encode())
     return training
-
-
-def npz_source(path: Path) -> Source:
-    """Return all `images` of an .npz file of at most 4 GiB."""
-    data = files.read_capped(path, SOURCE_CAP_BYTES)
-    found = arrays_of(data, path, ("images",))
-    if "images" not in found:
-        raise ConfigurationError(f"{path}: no array `images`")
-    return Source(found["images"], (), None, hashlib.sha256(data).hexdigest())
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -266,7 +263,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps-per-level", type=int, default=Pretraining.steps_per_level)
     parser.add_argument("--levels", type=int, default=Pretraining.levels)
     parser.add_argument("--batch", type=int, default=Pretraining.batch)
+    parser.add_argument("--learning-rate", type=float, default=Pretraining.learning_rate)
+    parser.add_argument("--input-noise", type=float, default=Pretraining.input_noise)
     parser.add_argument("--flips", default=Pretraining.flips)
+    parser.add_argument("--films", action="store_true", help="changes of a chest film, no flips")
     parser.add_argument(
         "--depths", default="8", help="bits of the pixels, stage after stage: 3,5,8"
     )
@@ -286,7 +286,10 @@ def main(arguments: list[str] | None = None) -> None:
         width=given.width,
         minutes=given.minutes,
         batch=given.batch,
-        flips=given.flips,
+        learning_rate=given.learning_rate,
+        input_noise=given.input_noise,
+        flips="none" if given.films else given.flips,
+        films=given.films,
         depths=tuple(int(depth) for depth in given.depths.split(",")),
         reversible=given.reversible,
         compiled=given.compile,
@@ -301,7 +304,7 @@ def main(arguments: list[str] | None = None) -> None:
             sys.stdout.flush()
 
     # train
-    source = npz_source(given.images)
+    source = read_npz(given.images)
     out = given.checkpoint
     run(
         source,

@@ -23,6 +23,7 @@ class Pretraining:
     average: float = 0.999
     shift_px: int = 1
     flips: str = "both"  # both, horizontal or none
+    films: bool = False  # show each image as another chest film (server/public_data/film.py)
     depths: tuple[int, ...] = (8,)
     reversible: bool = False  # store one tensor a level, not every activation; a third more time
     compiled: bool = False  # torch.compile: minutes once, then faster steps
@@ -32,6 +33,11 @@ class Pretraining:
         if self.flips not in ("both", "horizontal", "none"):
             raise ConfigurationError(
                 f"pretrain: flips {self.flips!r}: expected both, horizontal or none"
+            )
+        if self.films and self.flips != "none":
+            raise ConfigurationError(
+                f"pretrain: films with flips {self.flips!r}: a chest has its heart on one side",
+                hint="take flips none",
             )
         possible = all(1 <= depth <= 8 for depth in self.depths)
         if not self.depths or not possible or self.depths[-1] != 8:

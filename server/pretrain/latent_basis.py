@@ -1,7 +1,8 @@
-"""Fits the public PCA of a flow's latents, for `synthesis.privatize.basis`.
+"""Fits the public directions of a flow's latents, for `synthesis.privatize.basis`.
 
 In: a plan with the flow's starting checkpoint beside it, and public images (folder or .npz).
-Out: a basis of as many directions as the plan's `components`, on the plan's level.
+Out: a basis of as many directions as the plan's `components`, on the plan's level: those that vary
+most with the pictures (picture_directions.py).
 Guarantees: only these images are read, so with public ones it costs no privacy.
 Not covered: a basis from patients' images, which would publish them.
 
@@ -21,6 +22,7 @@ from common.models.glow_checkpoint import load
 from common.privacy.events import level_dimension
 from common.study.architectures import build_flow
 from common.study.plan import Study, load_study
+from server.pretrain.picture_directions import fit_to_pictures
 from server.pretrain.session import usable_device
 from server.public_data.images import read_source
 
@@ -49,7 +51,8 @@ def fit_basis(
     is_fundus = study.modality == "fundus"
     source = read_source(images, intake.size_px, intake.channels, field_of_view=is_fundus)
     rows = latents.encode_images(source.images, flow.to(device).eval())
-    return basis.fit(rows[:, -level_dimension(study) :], plan.components)
+    released = rows[:, -level_dimension(study) :]
+    return fit_to_pictures(released, source.images, plan.components, source.weights)
 
 
 def main() -> None:

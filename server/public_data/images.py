@@ -2,9 +2,9 @@
 
 In: the path, and names to leave out.
 Out: a `Source`.
-Guarantees: a name in `exclude` never enters; every read is capped and unpickles nothing. Fundus
-photographs in a folder are framed by their field of view, by the rule of the hospitals
-(common/field_of_view.py).
+Guarantees: a name in `exclude` never enters; every read is capped and unpickles nothing. The images
+of a folder are framed by the rules of the hospitals' ingest: fundus photographs by their field of
+view (common/field_of_view.py), all others by their longer side.
 Not covered: whether the photographs are public. The operator answers for that. Images in an .npz
 are taken as they are.
 """
@@ -26,7 +26,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 from PIL import Image
 
-from common.arrays import Flags, Images, Pixels
+from common.arrays import Flags, Floats, Images, Pixels
 from common.errors import ConfigurationError, damage_named
 from common.field_of_view import find_field, frame_field
 from common.storage.files import read_capped
@@ -47,13 +47,15 @@ class Source:
     """Public images uint8 [N, S, S, C].
 
     `right` is bool [N], or None where the side of the body is unknown. `digest` is the SHA-256 of
-    the .npz file, or of the SHA-256 of every photograph in order of name.
+    the .npz file, or of the SHA-256 of every photograph in order of name. `weights` [N] of sum 1 is
+    how often a training draws each image; None draws all alike.
     """
 
     images: Images
     names: tuple[str, ...]
     right: Flags | None
     digest: str
+    weights: Floats | None = None
 
 
 def read_source(
@@ -66,18 +68,19 @@ def read_source(
 ) -> Source:
     """Return the public photographs in `path` (folder or .npz) without those in `exclude`.
 
-    A folder's photographs are framed by their `field_of_view`, or cut to their central square, and
-    resized. Its `labels.csv`, with columns file and laterality (L or R), gives the sides.
+    A folder's photographs are framed by their `field_of_view`, or by their longer side with black
+    beside the shorter one. Its `labels.csv`, with columns file and laterality (L or R), gives the
+    sides.
     Raises ConfigurationError for anything else, for a wrong size, for a photograph without a field
     of view where one is asked for, and for fewer than two images.
     """
     if path.is_dir():
-        frame: Frame = _cut_square
+        frame: Frame = _frame_whole
         if field_of_view:
             frame = _frame_fundus
         source = _read_folder(path, size_px, channels, frame, set(exclude))
     elif path.suffix == ".npz":
-        source = _read_npz(path)
+        source = read_npz(path)
     else:
         raise ConfigurationError(
             f"{path}: expected a folder of photographs or an .npz file",
@@ -121,7 +124,12 @@ def _leave_out(path: Path, source: Source, exclude: Sequence[str]) -> Source:
     right = source.right
     if right is not None:
         right = right[keep]
-    return replace(source, images=source.images[keep], names=tuple(names), right=right)
+    weights = source.weights
+    if weights is not None:
+        weights = weights[keep] / weights[keep].sum()
+    return replace(
+        source, images=source.images[keep], names=tuple(names), right=right, weights=weights
+    )
 
 
 def read_names(path: Path | None) -> list[str]:
@@ -141,17 +149,38 @@ def _decode_text(data: bytes, path: Path) -> str:
         raise ConfigurationError(f"{path}: not UTF-8 text", hint="save it as UTF-8") from error
 
 
-def _read_npz(path: Path) -> Source:
-    """The source in an .npz: `images` and, if present, `names` and `laterality` (true: right)."""
+def read_npz(path: Path) -> Source:
+    """Return the source in an .npz of at most 4 GiB.
+
+    It has `images` and, if present, `names`, `laterality` (true: right) and `weights`.
+    Raises ConfigurationError for another file, and for weights that are not one positive number an
+    image.
+    """
     data = read_capped(path, SOURCE_CAP_BYTES)
-    found = arrays_of(data, path, ("images", "names", "laterality"))
+    found = arrays_of(data, path, ("images", "names", "laterality", "weights"))
     if "images" not in found:
         raise ConfigurationError(f"{path}: no array `images`; found {sorted(found)}")
     names = tuple(map(str, found.get("names", ())))
     right = None
     if "laterality" in found:
         right = found["laterality"].astype(bool)
-    return Source(found["images"], names, right, hashlib.sha256(data).hexdigest())
+    weights = None
+    if "weights" in found:
+        weights = _share(found["weights"], len(found["images"]), path)
+    digest = hashlib.sha256(data).hexdigest()
+    return Source(found["images"], names, right, digest, weights)
+
+
+def _share(weights: NDArray[Any], count: int, path: Path) -> Floats:
+    """The weights, of sum 1."""
+    fit = weights.shape == (count,) and weights.dtype.kind in "uif"
+    if not fit or not bool((np.isfinite(weights) & (weights > 0)).all()):
+        raise ConfigurationError(
+            f"{path}: weights {weights.dtype} {list(weights.shape)}, "
+            f"expected one positive number for each of {count} images"
+        )
+    numbers = weights.astype(np.float64)
+    return np.asarray(numbers / numbers.sum(), dtype=np.float64)
 
 
 def arrays_of(data: bytes, path: Path, wanted: Sequence[str]) -> dict[str, NDArray[Any]]:
@@ -275,14 +304,18 @@ def _resize(pixels: Pixels, height: int, width: int) -> Pixels:
     return np.asarray(resized).reshape(height, width, channels)
 
 
-def _cut_square(image: Image.Image, size_px: int, channels: int) -> Pixels:
-    """The central square, resized (antialiased), uint8 [S, S, C]."""
-    side = min(image.size)
-    left = (image.width - side) // 2
-    top = (image.height - side) // 2
-    cut = image.convert(MODES[channels]).crop((left, top, left + side, top + side))
-    pixels = np.asarray(cut.resize((size_px, size_px), Image.Resampling.LANCZOS))
-    return pixels.reshape(size_px, size_px, channels)
+def _frame_whole(image: Image.Image, size_px: int, channels: int) -> Pixels:
+    """The whole image by its longer side, with black beside the shorter one, uint8 [S, S, C]."""
+    shown = np.asarray(image.convert(MODES[channels]))
+    pixels = shown.reshape(image.height, image.width, channels)
+    scale = size_px / max(image.size)
+    height = max(1, round(image.height * scale))
+    width = max(1, round(image.width * scale))
+    top = (size_px - height) // 2
+    left = (size_px - width) // 2
+    square = np.zeros((size_px, size_px, channels), np.uint8)
+    square[top : top + height, left : left + width] = _resize(pixels, height, width)
+    return square
 
 
 def _read_sides(table: Path, names: Sequence[str]) -> Flags | None:

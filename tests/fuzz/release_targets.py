@@ -452,7 +452,7 @@ VERIFYING = (
     "kohort.verification:read_signed_sums",
     "kohort.verification:_read_signers",
 )
-SOURCES = ("server.public_data.images:_read_npz", "server.public_data.images:arrays_of")
+SOURCES = ("server.public_data.images:read_npz", "server.public_data.images:arrays_of")
 TARGETS = (
     Target("release", VERIFYING, _release, few=240),
     Target(

@@ -38,6 +38,14 @@ def test_a_plan_says_the_sizes_of_its_checkpoints() -> None:
     assert sizes.encoder_width == study.models.encoder.width
 
 
+def test_a_chest_is_shown_as_other_films_and_never_flipped() -> None:
+    studies = Path(__file__).parents[3] / "deploy" / "studies"
+    chest = flow_options(dataclasses.replace(TASK, study=studies / "chest.yaml"))
+    fundus = flow_options(dataclasses.replace(TASK, study=studies / "fundus.yaml"))
+    assert (chest.films, chest.flips) == (True, "none")
+    assert (fundus.films, fundus.flips) == (False, "both")
+
+
 def test_pretrain_makes_a_checkpoint_of_phantoms_that_a_plan_can_start_from(
     tmp_path: Path, kohort: Kohort
 ) -> None:

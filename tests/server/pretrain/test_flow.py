@@ -240,3 +240,27 @@ def test_the_servers_command_trains_a_flow_of_the_studys_layout(
         command(
             tmp_path / "images.npz", out=tmp_path / "more", model="glow", **{**named, "licence": ""}
         )  # type: ignore[arg-type]
+
+
+def test_films_are_shown_in_other_frames_and_drawn_by_weight(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[np.ndarray] = []
+    views = pretrain_glow.film_views
+
+    def spy(images: torch.Tensor, *rest: object) -> torch.Tensor:
+        seen.append(images.numpy().copy())
+        return views(images, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pretrain_glow, "film_views", spy)
+    images = source(6, 16).images.copy()
+    images[4:] = 200
+    weights = np.array([1e-9] * 4 + [0.5, 0.5])
+    chosen = options(films=True, flips="none", batch=2)
+    pretrain(images, chosen, begin(images, chosen), weights=weights)
+    assert len(seen) == 3 and all((batch == 200).all() for batch in seen)
+
+
+def test_films_are_never_flipped() -> None:
+    with pytest.raises(ConfigurationError, match="heart on one side"):
+        options(films=True)

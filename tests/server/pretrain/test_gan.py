@@ -151,10 +151,10 @@ def test_without_names_nothing_can_be_excluded(tmp_path: Path) -> None:
         read_source(npz(tmp_path, names=None), 32, 3, ["disc-0"])
 
 
-def test_a_folder_is_cut_square_resized_and_given_its_sides(tmp_path: Path) -> None:
+def test_a_folder_is_framed_resized_and_given_its_sides(tmp_path: Path) -> None:
     for name, image in zip(NAMES[:3], discs(), strict=False):
-        wide = np.pad(np.kron(image, np.ones((2, 2, 1), np.uint8)), ((0, 0), (20, 20), (0, 0)))
-        Image.fromarray(wide).save(tmp_path / f"{name}.png")
+        large = np.kron(image, np.ones((2, 2, 1), np.uint8))
+        Image.fromarray(large).save(tmp_path / f"{name}.png")
     (tmp_path / "labels.csv").write_text(
         "file,laterality\n" + "".join(f"{n}.png,{s}\n" for n, s in zip(NAMES, "LRL", strict=False))
     )

@@ -101,3 +101,48 @@ def test_a_photograph_without_a_field_is_named_unless_it_is_left_out(tmp_path: P
         public_images.read_source(tmp_path, 32, 3, field_of_view=True)
     found = public_images.read_source(tmp_path, 32, 3, ["cut.png"], field_of_view=True)
     assert found.names == ("1.png", "2.png")
+
+
+@pytest.mark.parametrize("shape", [(96, 160), (160, 96), (128, 128), (33, 200)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_folder_is_framed_as_a_hospitals_ingest_frames_it(
+    shape: tuple[int, int], channels: int, tmp_path: Path
+) -> None:
+    random = np.random.default_rng(0)
+    coarse = random.integers(40, 255, (4, 5, 3), dtype=np.uint8)
+    picture = Image.fromarray(coarse).resize(shape[::-1], Image.Resampling.BICUBIC)
+    if channels == 1:
+        picture = picture.convert("L")
+    for name in ("a.png", "b.png"):
+        picture.save(tmp_path / name)
+    found = public_images.read_source(tmp_path, 32, channels).images[0]
+    pixels = np.asarray(picture).reshape(*shape, channels)
+    expected = frame_image(pixels, 32, channels, field_of_view=False)
+    assert ((found == 0).all(axis=2) == (expected == 0).all(axis=2)).all()
+    np.testing.assert_allclose(found.astype(int), expected.astype(int), atol=3)
+
+
+def weighed(path: Path, weights: object) -> Path:
+    np.savez(
+        path,
+        images=np.zeros((3, 8, 8, 1), np.uint8),
+        names=np.array(["a", "b", "c"]),
+        weights=np.array(weights),
+    )
+    return path
+
+
+def test_weights_sum_to_one_also_without_the_excluded(tmp_path: Path) -> None:
+    path = weighed(tmp_path / "x.npz", [1, 2, 5])
+    found = public_images.read_source(path, 8, 1).weights
+    assert found is not None
+    np.testing.assert_allclose(found, [1 / 8, 2 / 8, 5 / 8])
+    fewer = public_images.read_source(path, 8, 1, ["a"]).weights
+    assert fewer is not None
+    np.testing.assert_allclose(fewer, [2 / 7, 5 / 7])
+
+
+@pytest.mark.parametrize("weights", [[1.0, 2.0], [1.0, 0.0, 1.0], [1.0, np.nan, 1.0], ["1"] * 3])
+def test_other_weights_are_refused(weights: object, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="one positive number for each of 3 images"):
+        public_images.read_source(weighed(tmp_path / "x.npz", weights), 8, 1)
