@@ -303,7 +303,7 @@ class Ledger:
     def report(self, *, prv: bool = True) -> LedgerReport:
         """Return what was spent, recomputed from the entries alone.
 
-        `prv` adds opacus' accountant, and so imports torch.
+        `prv` adds opacus' accountant.
         """
         entries = self.rows()
         mechanisms = _mechanisms(entries, "reserve")

@@ -8,8 +8,7 @@ beside what it covers.
 Not covered: that a feasible plan learns.
 
 The verdict by r/sqrt(S): at most 10 is feasible, at most 20 marginal, more is refused
-(docs/decisions/0021-verdict-before-spending.md). `feasibility` imports torch where opacus is asked
-too; the refusals do not.
+(docs/decisions/0021-verdict-before-spending.md).
 """
 
 from __future__ import annotations
@@ -152,7 +151,7 @@ def feasibility(
     norms: Mapping[str, UpdateNorm] | None = None,
     prv: bool = True,
 ) -> PlanReport:
-    """Return the report on a plan. Spends nothing. `prv` imports torch.
+    """Return the report on a plan. Spends nothing. `prv` asks opacus too.
 
     `parameter_counts`: trained numbers by model; `wire`: numbers in an update, `norms`: how large
     an honest one is, by model. Raises ConfigurationError when a trained model has no parameter

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from common.errors import ConfigurationError
-from common.privacy.accounting import epsilon_pld
+from common.privacy.accounting import LOSS_STEP, epsilon_pld
 from common.privacy.aggregation_noise import efficiency
 from common.privacy.events import round_event
 from common.privacy.mechanisms import SubsampledGaussian
@@ -29,6 +29,9 @@ SMALLEST_NOISE = 0.3  # noise multipliers that a plan may state
 LARGEST_NOISE = 1000.0
 MOST_PATIENTS = 10_000_000
 MOST_SITES = 10_000
+# Ten times coarser than what counts: never below it, and 1.3e-6 a step above it.
+PLANNING_LOSS_STEP = 1e-3
+PLANNING_STEPS = 1000  # for more, the grid that counts
 # Coarse Rényi orders: 7 ms an answer.
 PLANNING_ORDERS = (2.0, 2.5, 3.0, 3.5, 4, 5, 6, 7, 8, 10, 12, 16, 20, 24, 32, 48, 64, 128)
 
@@ -140,19 +143,27 @@ def calibrate_together(
         else:
             low = middle
 
-    # Then a few secant steps down to what PLD charges, which takes seconds an answer.
-    found = epsilon_pld(scaled(high), delta)
+    # Then a few secant steps down to what PLD charges, which takes a second an answer.
+    loss_step = loss_step_for(events)
+    found = epsilon_pld(scaled(high), delta, loss_step=loss_step)
     slope = -1.0  # epsilon falls about as 1/sigma
     for _ in range(6):
         guess = high * (0.998 * epsilon / found) ** (1 / slope)
         if found >= 0.997 * epsilon or scaled(guess) == scaled(high):
             break
-        tried = epsilon_pld(scaled(guess), delta)
+        tried = epsilon_pld(scaled(guess), delta, loss_step=loss_step)
         slope = min(-0.5, math.log(tried / found) / math.log(guess / high))
         if tried <= epsilon:
             high = guess
             found = tried
     return tuple(event.noise_multiplier for event in scaled(high))
+
+
+def loss_step_for(events: Sequence[SubsampledGaussian]) -> float:
+    """Return the grid of privacy losses on which noise for these events is sought."""
+    if sum(event.steps for event in events) > PLANNING_STEPS:
+        return LOSS_STEP
+    return PLANNING_LOSS_STEP
 
 
 def _round_up(sigma: float) -> float:

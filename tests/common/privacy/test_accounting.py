@@ -11,6 +11,7 @@ import pytest
 from common.errors import Bug, ConfigurationError
 from common.privacy import accounting
 from common.privacy.accounting import (
+    LOSS_STEP,
     SAMPLER_SHARE,
     Spent,
     calibrate,
@@ -25,6 +26,7 @@ from common.privacy.accounting import (
 )
 from common.privacy.latent_mechanisms import LatentGaussian, LatentLaplace, PrivUnit
 from common.privacy.mechanisms import Mechanism, SubsampledGaussian
+from common.privacy.planning import loss_step_for
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # third-party accountants and torch
 
@@ -50,6 +52,15 @@ def pld_oracle(q: float, sigma: float, steps: int, delta: float) -> float:
     return float(accountant.get_epsilon(delta))
 
 
+def prv_oracle(q: float, sigma: float, steps: int, delta: float) -> float:
+    """Epsilon by opacus' own accountant, imported whole."""
+    from opacus.accountants import PRVAccountant
+
+    accountant = PRVAccountant()
+    accountant.history = [(sigma, q, steps)]
+    return float(accountant.get_epsilon(delta=delta))
+
+
 @pytest.mark.parametrize(("q", "sigma", "steps", "delta", "rdp", "prv", "pld"), GOLDEN)
 def test_golden_epsilons_hold_to_one_in_a_thousand_and_prv_and_rdp_bracket_them(
     q: float, sigma: float, steps: int, delta: float, rdp: float, prv: float | None, pld: float
@@ -61,10 +72,25 @@ def test_golden_epsilons_hold_to_one_in_a_thousand_and_prv_and_rdp_bracket_them(
     assert epsilon_rdp(history, delta) == pytest.approx(rdp, rel=1e-3)
     assert epsilon_rdp_opacus(history, delta) == pytest.approx(rdp, rel=5e-3)
     above = epsilon_prv(history, delta)
+    assert above == prv_oracle(q, sigma, steps, delta)  # to the bit
     assert found <= above <= epsilon_rdp(history, delta)
     assert above <= found + 0.02 + 0.005 * found
     if prv is not None:
         assert above == pytest.approx(prv, rel=1e-3)
+
+
+@pytest.mark.parametrize(("q", "sigma", "steps"), [(0.01, 1.0, 1000), (0.25, 0.88, 6)])
+def test_the_grid_of_planning_never_charges_less_and_hardly_more(
+    q: float, sigma: float, steps: int
+) -> None:
+    history = [SubsampledGaussian(q, sigma, steps)]
+    coarse = epsilon_pld(history, 1e-5, loss_step=loss_step_for(history))
+    assert 0 < coarse - epsilon_pld(history, 1e-5) < 0.002
+
+
+def test_a_plan_of_more_steps_is_planned_on_the_grid_that_counts() -> None:
+    assert loss_step_for([SubsampledGaussian(0.01, 1.0, 1001)]) == LOSS_STEP
+    assert loss_step_for([SubsampledGaussian(0.01, 1.0, 501)] * 2) == LOSS_STEP
 
 
 def test_zero_out_is_the_relation_of_all_accounting() -> None:
@@ -208,8 +234,8 @@ def test_calibration_rounds_up_and_stays_within_the_target() -> None:
 def test_a_reserves_arithmetic_needs_no_torch() -> None:
     program = (
         "import sys, json, client.state.ledger; from common.privacy.accounting import spend;"
-        "from common.privacy.mechanisms import SubsampledGaussian as G; spend([G(.1, 2., 20)], "
-        "1e-5);"
+        "from common.privacy.mechanisms import SubsampledGaussian as G;"
+        "spend([G(.1, 2., 20)], 1e-5, prv=True);"
         "print(json.dumps([m for m in ('torch', 'opacus') if m in sys.modules]))"
     )
     done = subprocess.run(
