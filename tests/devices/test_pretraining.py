@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from common.models import basis
 from common.models.glow import Glow
+from common.models.glow_start import initialise_from_noise
 from common.models.latents import encode_images
 from server.pretrain import flow, gan, gan_state, wgan, wgan_checkpoint
 from server.pretrain.flow_options import Pretraining
@@ -71,7 +73,11 @@ def test_the_generator_is_pretrained_in_all_its_phases(size_px: int, tmp_path: P
 
 
 @pytest.mark.parametrize("size_px", SIZES_PX)
-def test_the_flow_is_pretrained_and_goes_on(size_px: int, tmp_path: Path) -> None:
+def test_the_flow_is_pretrained_and_goes_on(
+    size_px: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = partial(initialise_from_noise, pictures=8)
+    monkeypatch.setattr(flow, "initialise_from_noise", few)
     options = Pretraining(levels=3, steps_per_level=1, width=8, batch=2, steps=1, minutes=1e9)
     source = _source(size_px)
     with strict_device():

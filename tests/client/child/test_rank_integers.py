@@ -42,18 +42,15 @@ def crowds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Site]:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_two_and_three_processes_leave_bit_for_bit_what_one_leaves(
+def test_three_processes_leave_bit_for_bit_what_one_leaves(
     model: str, sites: dict[str, Site], tmp_path: Path
 ) -> None:
-    folders = [training(sites[model], tmp_path / str(n), model, n) for n in (1, 2, 3)]
-    one, two, three = [seeded_round(folder, NOTED) for folder in folders]
-    check_same(one, two, model)
+    folders = [training(sites[model], tmp_path / str(n), model, n) for n in (1, 3)]
+    one, three = [seeded_round(folder, NOTED) for folder in folders]
     check_same(one, three, model)
     # the shares were uneven, and somebody had none
-    drawn = given(folders[0], 0)
-    for count, folder in enumerate(folders, 1):
-        shares = list(zip(*(given(folder, rank) for rank in range(count)), strict=True))
-        assert [sum(step) for step in shares] == drawn
+    shares = list(zip(*(given(folders[1], rank) for rank in range(3)), strict=True))
+    assert [sum(step) for step in shares] == given(folders[0], 0)
     assert any(0 in step and any(step) for step in shares), shares
 
 
