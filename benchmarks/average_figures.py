@@ -18,13 +18,12 @@ from common.arrays import Images, Labels
 from common.measure import attack_scores, attacks, classifier
 from common.measure.scores import score_predictions
 from common.models.images import to_uint8
+from common.models.pretrained_features import load_features
 from common.storage.files import atomic_write
 from server.evaluate import distances, siamese
 from server.evaluate.attack_spaces import spaces
 from server.evaluate.attacks import People
-from server.evaluate.extractors import Texture
-
-FRECHET_COMPONENTS = 8
+from server.evaluate.extractors import FEATURE_UNIT
 
 
 def load_or_make(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -66,32 +65,25 @@ def measure_row(ready: PreparedPart, row: str, k: int, seeds: int) -> dict[str, 
             "chance": inference.chance,
             "all": {one.attacker: round(one.auc, 4) for one in inference.attackers},
         },
-        "linkage": linkage(people, ready.battery.targets, released, seen, k),
+        "linkage": linkage(people, ready.numbers, ready.battery.targets, released, seen, k),
         "reidentified": reidentify(ready, released),
     }
 
 
 def fidelity(ready: PreparedPart, images: Images) -> dict[str, float | None]:
-    """Kernel distance on texture features and Fréchet distance on their first components, to the
-    held-out people.
+    """Kernel distance, and Fréchet distance of means and variances, to the held-out people on
+    pretrained features.
     """
-    texture = Texture(24)
-    rows = {
-        "public": ready.part.public.images,
-        "heldout": ready.part.heldout.images,
-        "images": images,
-    }
-    found = {name: texture.features(x) for name, x in rows.items()}
-    middle = found["public"].mean(0)
-    scale = found["public"].std(0) + 1e-6
-    standard = {name: (x - middle) / scale for name, x in found.items()}
-    few = attack_scores.whiten(standard, "public", FRECHET_COMPONENTS)
-    enough = len(images) > FRECHET_COMPONENTS
-    frechet = distances.frechet(few["images"], few["heldout"]) if enough else None
-    kernel = (
-        distances.kernel(standard["images"], standard["heldout"]).value if len(images) > 1 else None
+    if len(images) < 2:
+        return {"kernel": None, "frechet": None}
+    network = load_features()
+    ours, heldout = (
+        network.of_images(x) / FEATURE_UNIT for x in (images, ready.part.heldout.images)
     )
-    return {"kernel": kernel, "frechet": frechet}
+    return {
+        "kernel": distances.kernel(ours, heldout),
+        "frechet": distances.frechet(ours, heldout, variances_alone=True),
+    }
 
 
 def utility(
@@ -122,18 +114,19 @@ def utility(
 
 def linkage(
     people: People,
+    numbers: Labels,
     targets: Mapping[str, NDArray[np.float64]],
     released: Released,
     seen: Mapping[str, NDArray[np.float64]],
     k: int,
 ) -> dict[str, float | str] | None:
     """Precision of the k candidates nearest to a release, in the space where it is worst;
-    candidates are all of its label.
+    candidates are all of its label. `numbers`: by member, the number among `people`, or -1.
     """
     possible = released.labels[:, None] == people.labels[None]
     own = np.zeros(possible.shape, bool)
     for r, g in enumerate(released.group_of):
-        own[r] = np.isin(people.person_of, released.members[g]) & people.member
+        own[r] = np.isin(people.person_of, numbers[list(released.members[g])])
     worst: dict[str, float | str] | None = None
     for name, ours in seen.items():
         apart = np.where(possible, attack_scores.distances(ours, targets[name]), np.inf)

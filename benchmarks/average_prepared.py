@@ -22,6 +22,7 @@ from client.synthesize.align import (
 from client.synthesize.group import Roster, patient_codes, roster
 from client.synthesize.invert import Inversion, invert
 from client.synthesize.reference import InversionPlan, Reference, make_reference
+from common.arrays import Images, Labels
 from common.models.encoder import load_encoder
 from common.models.images import to_unit
 from common.models.stylegan import load_critic, load_generator
@@ -103,12 +104,21 @@ class PreparedPart:
     @cached_property
     def seen(self) -> Inversion:
         """Every member image inverted, from a file where there is one."""
-        file = self.work / "inverted.npz"
+        return self._inverted("inverted.npz", self.part.members.images)
+
+    @cached_property
+    def seen_heldout(self) -> Inversion:
+        """The same of the held-out images."""
+        return self._inverted("inverted-heldout.npz", self.part.heldout.images)
+
+    def _inverted(self, name: str, images: Images) -> Inversion:
+        """Images inverted by the product, from a file of `work` where there is one."""
+        file = self.work / name
         known = self.known
         if not file.is_file():
             assert self.networks.generator is not None and self.networks.encoder is not None
             found = invert(
-                self.part.members.images,
+                images,
                 self.networks.generator,
                 self.networks.encoder,
                 self.inversion_plan,
@@ -162,17 +172,32 @@ class PreparedPart:
 
     @cached_property
     def people(self) -> People:
-        """Members and held-out people as the attacker knows them: where a member has an image in no
-        average, that one too.
+        """Members and held-out people as the attacker knows them.
+
+        An image that a site refuses is in no average, so neither side has any of those: else people
+        whom nobody took would count as members, or acceptance would look like membership.
         """
-        part = self.part
-        offset = part.members.person_of.max() + 1
-        images = np.concatenate([part.members.images, part.heldout.images])
-        labels = np.concatenate([part.members.labels, part.heldout.labels])
-        person_of = np.concatenate([part.members.person_of, part.heldout.person_of + offset])
-        return People(
-            images, labels, labels, person_of, np.arange(len(images)) < len(part.members.images)
+        sides = (self.part.members, self.part.heldout)
+        members, heldout = (
+            side.rows(np.flatnonzero(found.accepted)).renumbered()
+            for side, found in zip(sides, (self.seen, self.seen_heldout), strict=True)
         )
+        offset = members.person_of.max() + 1
+        images = np.concatenate([members.images, heldout.images])
+        labels = np.concatenate([members.labels, heldout.labels])
+        person_of = np.concatenate([members.person_of, heldout.person_of + offset])
+        return People(
+            images, labels, labels, person_of, np.arange(len(images)) < len(members.images)
+        )
+
+    @cached_property
+    def numbers(self) -> Labels:
+        """By member, the number among `people`; -1 for those of whom no image was accepted."""
+        members = self.part.members.person_of
+        numbers = np.full(members.max() + 1, -1)
+        accepted = np.unique(members[self.seen.accepted])
+        numbers[accepted] = np.arange(len(accepted))
+        return numbers
 
     @cached_property
     def network(self) -> siamese.Siamese | None:

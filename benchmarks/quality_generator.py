@@ -41,11 +41,12 @@ from client.synthesize.reference import InversionPlan, Reference, make_reference
 from common.arrays import Images, Labels
 from common.models.encoder import load_encoder
 from common.models.images import to_uint8, to_unit
+from common.models.pretrained_features import load_features
 from common.models.stylegan import load_critic, load_generator
 from common.study.training import GanPlan
 from common.wire.tensors import read
 from server.evaluate import distances
-from server.evaluate.extractors import Texture
+from server.evaluate.extractors import FEATURE_UNIT
 
 SHIPPED = fundus_split.ROOT / "deploy" / "checkpoints" / "fundus-64"
 SIZE_PX = 64
@@ -162,24 +163,22 @@ def fine_structure(images: Images) -> float:
 
 
 class Judge:
-    """The held-out photographs, seen by the texture features."""
+    """The held-out photographs, seen by the pretrained features."""
 
     def __init__(self, heldout: Images) -> None:
-        self.extractor = Texture()
-        raw = self.extractor.features(heldout)
-        self.middle = raw.mean(0)
-        self.scale = raw.std(0) + 1e-6
-        self.real = (raw - self.middle) / self.scale
+        self.network = load_features()
+        self.real = self.network.of_images(heldout) / FEATURE_UNIT
         self.fine = fine_structure(heldout)
 
     def __call__(self, images: Images) -> dict[str, float]:
-        """Kernel distance to the held-out and share of their fine structure."""
-        features = (self.extractor.features(images) - self.middle) / self.scale
-        distance = distances.kernel(features, self.real)
+        """Kernel distance to the held-out with its interval, and share of their fine structure."""
+        features = self.network.of_images(images) / FEATURE_UNIT
+        distance = distances.estimate_kernel(features, self.real)
         return {
             "images": len(images),
             "kernel": round(distance.value, 4),
-            "deviation": round(distance.deviation, 4),
+            "low": round(distance.interval[0], 4),
+            "high": round(distance.interval[1], 4),
             "fine": round(fine_structure(images) / self.fine, 3),
         }
 
@@ -308,8 +307,8 @@ def save(rows: list[Images], path: Path) -> None:
 
 FORMS = {
     "rows": (
-        "kernel distance ± deviation (fine structure)",
-        "{kernel:.3f} ± {deviation:.3f} ({fine:.2f})",
+        "kernel distance, 95 % interval (fine structure)",
+        "{kernel:.3f}, {low:.3f} to {high:.3f} ({fine:.2f})",
     ),
     "inversion": ("inversion", "{}"),
     "speed": (

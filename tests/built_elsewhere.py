@@ -96,7 +96,7 @@ def image_inputs(work: Path, operator: Any) -> Any:
     study = bundle_of(small_plan(title="Göz çalışması, İstanbul"), work, operator)
     batches = [batch(study, site, seed, key=key_of(seed)) for seed, site in enumerate(SITES, 1)]
     weights = {name: weights_of(study, name, work) for name in ("gan", "glow")}
-    reference = pictures(40, (32, 32, 3))
+    reference = pictures(16, (32, 32, 3))
     return ReleaseInputs(
         study, work / "bundle", batches, ACCOUNT, weights, reference, "invented pictures"
     )

@@ -18,6 +18,7 @@ from common.wire import signing, tensors
 from common.wire.messages import Header, digest_of, seal
 from kohort import layout
 from server.evaluate.canary_rehearsal import ModelAudit
+from server.evaluate.extractors import Texture
 from server.operator.config import ReleaseSigning
 from server.release.build import build_release
 from server.release.items import Account, ReleaseInputs, SiteBatch
@@ -72,7 +73,13 @@ def release_inputs(folder: Path, operator: Ed25519PrivateKey, **changes: object)
     batches = [batch(study, "hospital-a", 1), batch(study, "hospital-b", 2)]
     reference = np.random.default_rng(3).integers(0, 255, (16, 32, 32, 3), dtype=np.uint8)
     return ReleaseInputs(
-        study, folder / "bundle", batches, ACCOUNT, {}, reference, "invented pictures"
+        study,
+        folder / "bundle",
+        batches,
+        ACCOUNT,
+        reference=reference,
+        reference_name="invented pictures",
+        extractor=Texture(8),  # quick; the default is tested beside the report
     )
 
 

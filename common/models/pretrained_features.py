@@ -34,7 +34,7 @@ INPUT_PX = 96
 CONTENT_DEPTH = 5  # of the seven stages: maps of 6 by 6, 112 channels
 DIMENSION = STAGES[CONTENT_DEPTH - 1].channels
 MID_DEPTHS = (2, 3)  # maps of 24 by 24 and of 12 by 12
-AT_ONCE = 32
+AT_ONCE = 4  # what fits into a processor's cache
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 CPU = torch.device("cpu")
@@ -103,9 +103,10 @@ def load_features(
 
     The file is read once a process. Raises RefusedError for a file of another SHA-256.
     """
-    network = EfficientNetLite0()
-    stored = {name: torch.from_numpy(array) for name, array in _read_weights().items()}
-    network.load_state_dict(stored)
+    with torch.device("meta"):  # no random weights are drawn
+        network = EfficientNetLite0()
+    stored = {name: torch.from_numpy(array.copy()) for name, array in _read_weights().items()}
+    network.load_state_dict(stored, assign=True)
     return PretrainedFeatures(network).to(device, dtype)
 
 

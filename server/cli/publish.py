@@ -53,7 +53,7 @@ Features = Annotated[
     str,
     typer.Option(
         help="network for FID and KID, as ARCHITECTURE:WEIGHTS.safetensors:SHA256; "
-        "default: texture features"
+        "default: the pretrained network that comes with kohort"
     ),
 ]
 Members = Annotated[
@@ -318,7 +318,7 @@ def read_people(
 
 
 def read_extractor(features: str) -> Extractor | None:
-    """Return the network that --features names, or None for texture features."""
+    """Return the network that --features names, or None for the package's own."""
     from server.evaluate.extractors import load_network
 
     if not features:
@@ -328,7 +328,8 @@ def read_extractor(features: str) -> Extractor | None:
     if not weights:
         raise ConfigurationError(
             f"--features: expected ARCHITECTURE:WEIGHTS.safetensors:SHA256, got {features!r}",
-            hint="for example resnet18:resnet18.safetensors:0123...; leave it out for textures",
+            hint="for example resnet18:resnet18.safetensors:0123...; "
+            "leave it out for the network that comes with kohort",
         )
     return load_network(architecture, Path(weights), sha256)
 

@@ -1,19 +1,27 @@
-"""Distances between released and public reference images, each beside its floor.
+"""Distances between released and public reference images, each beside what others reach.
 
 In: two sets of uint8 images, and an extractor of features.
 Out: findings.
-Guarantees: the floor is the same distance between two halves of the reference, with no patient in
-both; the same inputs give the same numbers.
+Guarantees:
+  - all rows of a distance are computed with equally many images, against the same half of the
+    reference, with no patient in both halves;
+  - three rows stand beside the release: the other half itself (the floor), averages of its
+    alike pictures (k-Same-Pixel) and its mean image;
+  - the same inputs give the same numbers.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from common.arrays import Floats, Images, Integers, Labels
 from server.evaluate import distances
+from server.evaluate.distances import Estimate
 from server.evaluate.extractors import Extractor
-from server.evaluate.findings import Finding, missing
+from server.evaluate.findings import Finding, missing, with_interval
 
 FRECHET = "Fréchet distance"
 KERNEL = "kernel distance"
@@ -22,35 +30,54 @@ RECALL = "recall"
 NEAREST = "nearest reference ratio"
 DISTANCES = (FRECHET, KERNEL, PRECISION, RECALL, NEAREST)
 FLOOR = ", real against real"
+SAME_PIXEL = ", k-Same-Pixel of the reference"
+MEAN_IMAGE = ", mean image of the reference"
+MOST_IMAGES = 500  # a side: more would not change a shown digit's meaning, only the time
+GROUP_SIZE = 10  # of k-Same-Pixel, where a study has no groups
+ROWS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Features of one half of the reference, and by row's ending what is compared with them.
+
+    `whole` are both halves: a copy of any of them must show.
+    """
+
+    real: Floats
+    whole: Floats
+    rows: Mapping[str, Floats]
+    evidence: str
+    how_averaged: str
 
 
 def compare(
-    images: Images, reference: Images, extractor: Extractor, patient_of: Labels | None = None
+    images: Images,
+    reference: Images,
+    extractor: Extractor,
+    patient_of: Labels | None = None,
+    group_size: int = GROUP_SIZE,
 ) -> list[Finding]:
-    """Return distances between released and reference images [N, H, W, C], with their floors.
+    """Return distances between released and reference images [N, H, W, C], beside their rows.
 
     `patient_of` [M] says whose each reference image is; without it each is another person's.
+    `group_size` is the k of k-Same-Pixel. Of more than `MOST_IMAGES` a side, some are taken.
     """
-    # features, scaled by the reference where the extractor asks for it
-    released = extractor.features(images)
-    real = extractor.features(reference)
-    if extractor.standardised:
-        middle = real.mean(axis=0)
-        scale = real.std(axis=0) + 1e-6
-        released = (released - middle) / scale
-        real = (real - middle) / scale
+    first, second = halves(len(reference), patient_of)
+    real = reference[first[:MOST_IMAGES]]
+    others = reference[second[:MOST_IMAGES]]
+    count = min(len(images), len(others), MOST_IMAGES)
+    if min(count, len(real)) < 2:
+        why = f"{count} images against {len(real)}: a distance needs two on each side"
+        return [missing(name, why) for name in DISTANCES]
 
-    # distances, and their floors between two halves of the reference
-    rows = halves(len(real), patient_of)
-    first = real[rows[0]]
-    second = real[rows[1]]
-    evidence = f"{extractor.name}, against public reference images"
+    seen = _see(images, real, others, count, group_size, extractor)
     return [
-        *_frechet(released, first, second, evidence),
-        *_kernel(released, real, first, second, evidence),
-        *_coverage(released, real, "", evidence),
-        *_coverage(second, first, FLOOR, evidence),
-        _nearest(released, real, evidence),
+        *_distances(FRECHET, seen, _frechet_of(seen)),
+        *_distances(KERNEL, seen, distances.estimate_kernel),
+        *_coverage(seen.rows[""], seen, ""),
+        *_coverage(seen.rows[FLOOR], seen, FLOOR),
+        _nearest(seen),
     ]
 
 
@@ -70,51 +97,110 @@ def halves(count: int, patient_of: Labels | None) -> tuple[Integers, Integers]:
     return first, second
 
 
-def _frechet(released: Floats, first: Floats, second: Floats, evidence: str) -> list[Finding]:
-    """The Fréchet distance and its floor, at one sample size because it depends on the size."""
-    count = min(len(released), len(first), len(second))
-    dimension = released.shape[1]
-    if count <= dimension:
-        why = f"{evidence}: {count} images a side cannot carry a covariance of {dimension} features"
-        return [missing(FRECHET, why), missing(FRECHET + FLOOR, why)]
-    some = released[np.random.default_rng(2).permutation(len(released))[:count]]
-    evidence = f"{evidence}; {count} images a side"
-    findings = []
-    for name, features in ((FRECHET, some), (FRECHET + FLOOR, second[:count])):
-        distance = distances.frechet(features, first[:count])
-        findings.append(Finding(name, round(distance, 4), "squared distance", evidence))
-    return findings
+def average_alike(images: Images, group_size: int) -> Images:
+    """Return each image [N, H, W, C] averaged with its `group_size` - 1 nearest others in pixels.
+
+    This is what k-Same-Pixel (Newton et al. 2005) shows, but for its partition: here groups
+    overlap, so there are as many averages as images. Raises ValueError for fewer images than k.
+    """
+    if len(images) < group_size:
+        raise ValueError(f"k-Same-Pixel: {len(images)} images, k = {group_size}")
+    flat = images.reshape(len(images), -1).astype(np.float64)
+    averages = np.empty_like(flat)
+    for start in range(0, len(flat), ROWS_AT_ONCE):
+        block = flat[start : start + ROWS_AT_ONCE]
+        nearest = np.argsort(distances.euclidean(block, flat), axis=1, kind="stable")
+        averages[start : start + ROWS_AT_ONCE] = flat[nearest[:, :group_size]].mean(axis=1)
+    rounded: Images = averages.round().astype(np.uint8).reshape(images.shape)
+    return rounded
 
 
-def _kernel(
-    released: Floats, real: Floats, first: Floats, second: Floats, evidence: str
+def _see(
+    images: Images,
+    real: Images,
+    others: Images,
+    count: int,
+    group_size: int,
+    extractor: Extractor,
+) -> Compared:
+    """Features of all rows, scaled by the reference where the extractor asks for it."""
+    # the released images, and the reference
+    some = np.random.default_rng(2).permutation(len(images))[:count]
+    seen = extractor.features(real)
+    rest = extractor.features(others)
+    rows = {"": extractor.features(images[some]), FLOOR: rest[:count]}
+
+    # what classical averages reach, and one image for all
+    if len(others) >= group_size:
+        rows[SAME_PIXEL] = extractor.features(average_alike(others, group_size)[:count])
+    mean = others.mean(axis=0, keepdims=True).round().astype(np.uint8)
+    rows[MEAN_IMAGE] = np.repeat(extractor.features(mean), count, axis=0)
+
+    # scale by the reference
+    if extractor.standardised:
+        middle = seen.mean(axis=0)
+        scale = seen.std(axis=0) + 1e-6
+        rows = {ending: (x - middle) / scale for ending, x in rows.items()}
+        seen = (seen - middle) / scale
+        rest = (rest - middle) / scale
+    return Compared(
+        seen,
+        np.concatenate([seen, rest]),
+        rows,
+        f"{extractor.name}; {count} images against {len(real)} public reference images",
+        f"each of {count} reference images averaged with its {group_size - 1} most alike",
+    )
+
+
+def _frechet_of(seen: Compared) -> Callable[[Floats, Floats], Estimate]:
+    """The Fréchet distance for the sizes at hand."""
+    alone = _too_few(seen)
+
+    def estimate(a: Floats, b: Floats) -> Estimate:
+        return distances.estimate_frechet(a, b, variances_alone=alone)
+
+    return estimate
+
+
+def _too_few(seen: Compared) -> bool:
+    """Whether a side cannot carry a covariance of all features."""
+    count = min(len(seen.rows[""]), len(seen.real))
+    return count <= int(seen.real.shape[1])
+
+
+def _distances(
+    name: str, seen: Compared, estimate: Callable[[Floats, Floats], Estimate]
 ) -> list[Finding]:
-    """The kernel distance, which is unbiased at any size, and its floor."""
-    if min(len(first), len(second)) < 2:
-        why = f"{evidence}: one patient a half"
-        return [missing(KERNEL, why), missing(KERNEL + FLOOR, why)]
+    """One distance of the release and of all that stands beside it."""
+    unit = "squared MMD"
+    if name == FRECHET:
+        unit = "squared distance"
+        if _too_few(seen):
+            unit = "squared distance of means and variances, too few images for covariances"
     findings = []
-    for name, a, b in ((KERNEL, released, real), (KERNEL + FLOOR, second, first)):
-        found = distances.kernel(a, b)
-        # beyond six decimals it is rounding, which differs between processors
-        deviation = round(found.deviation, 6)
-        spread = f"deviation {deviation:.2g} over subsets of {found.subset_size}"
-        value = round(found.value, 5)
-        findings.append(Finding(name, value, "squared MMD", f"{evidence}; {spread}"))
+    for ending in ("", FLOOR, SAME_PIXEL, MEAN_IMAGE):
+        evidence = seen.evidence
+        if ending not in seen.rows:
+            findings.append(missing(name + ending, "the reference has fewer than k images a half"))
+            continue
+        if ending == SAME_PIXEL:
+            evidence = f"{seen.evidence}; {seen.how_averaged}"
+        found = estimate(seen.rows[ending], seen.real)
+        findings.append(with_interval(name + ending, found.value, found.interval, unit, evidence))
     return findings
 
 
-def _coverage(released: Floats, real: Floats, end: str, evidence: str) -> list[Finding]:
+def _coverage(rows: Floats, seen: Compared, end: str) -> list[Finding]:
     """Precision (do released images look real?) and recall (is every kind of real image there?)."""
-    precision, recall = distances.precision_recall(released, real)
+    precision, recall = distances.precision_recall(rows, seen.real)
     return [
-        Finding(PRECISION + end, round(precision, 4), "share", evidence),
-        Finding(RECALL + end, round(recall, 4), "share", evidence),
+        Finding(PRECISION + end, round(precision, 4), "share", seen.evidence),
+        Finding(RECALL + end, round(recall, 4), "share", seen.evidence),
     ]
 
 
-def _nearest(released: Floats, real: Floats, evidence: str) -> Finding:
+def _nearest(seen: Compared) -> Finding:
     """How near released images are to their nearest real one, beside real to real."""
-    ratio = distances.nearest_ratio(released, real)
+    ratio = distances.nearest_ratio(seen.rows[""], seen.whole)
     unit = "ratio to the real-to-real median; 0 is a copy"
-    return Finding(NEAREST, round(ratio, 4), unit, evidence)
+    return Finding(NEAREST, round(ratio, 4), unit, seen.evidence)

@@ -1,7 +1,7 @@
 """The features by which two sets of images are compared.
 
 In: uint8 images [N, H, W, C].
-Out: features float64 [N, D], by `Texture` or `Network`.
+Out: features float64 [N, D], by `Pretrained`, `Network` or `Texture`.
 Guarantees: nothing is downloaded, no code is loaded from a file, weights that do not fit are
 refused.
 Not covered: where weights come from. torchvision's own .pth files must be converted to safetensors
@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from common.arrays import Floats, Images
 from common.errors import ConfigurationError, RefusedError
 from common.models.images import to_device, to_unit
+from common.models.pretrained_features import DIMENSION, load_features
 from common.storage.files import read_capped
 from common.wire import tensors
 
@@ -32,6 +33,7 @@ WEIGHTS_CAP_BYTES = 1 << 30
 AT_ONCE = 32
 TEXTURE_VALUES = 1 << 25  # of one batch after the first filters: 256 MiB
 CPU = torch.device("cpu")
+FEATURE_UNIT = 4.0  # near the root mean square on public photographs (3.7) and radiographs (3.1)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_DEVIATION = (0.229, 0.224, 0.225)
 COUNTER = "num_batches_tracked"
@@ -62,11 +64,30 @@ class Extractor(Protocol):
 
 
 @dataclass(frozen=True)
+class Pretrained:
+    """The network that comes with the package, in units of `FEATURE_UNIT`: D = 112.
+
+    It is computed in float64, so that two processors agree in all digits of a report.
+    """
+
+    standardised: bool = False
+    device: torch.device = CPU
+
+    @property
+    def name(self) -> str:
+        return f"{DIMENSION} features of EfficientNet-Lite0, trained on ImageNet"
+
+    def features(self, images: Images) -> Floats:
+        network = load_features(self.device, dtype=torch.float64)
+        return network.of_images(images) / FEATURE_UNIT
+
+
+@dataclass(frozen=True)
 class Texture:
-    """Rectified random 5×5 convolutions of a fixed seed, at three scales.
+    """Rectified random 5×5 convolutions of a fixed seed, at three scales: an attacker's view.
 
     Each gives its mean and deviation over the image: D = 6·`channels`. They see colour and texture,
-    not anatomy. Their numbers compare with nobody else's. All is computed in float64, so that
+    not anatomy, so no claim of quality rests on them. All is computed in float64, so that
     what processors of two kinds round differently is far below the digits of a report.
     """
 

@@ -32,10 +32,10 @@ def with_interval(
     name: str, value: float, interval: tuple[float, float], unit: str, evidence: str
 ) -> Finding:
     """Return a finding whose unit also tells its 95 % interval."""
-    low = round(interval[0], 4)
-    high = round(interval[1], 4)
+    low = round(interval[0], 4) + 0.0  # no -0.0
+    high = round(interval[1], 4) + 0.0
     unit = f"{unit}; 95 % interval {low} to {high}"
-    return Finding(name, round(value, 4), unit, evidence, interval=(low, high))
+    return Finding(name, round(value, 4) + 0.0, unit, evidence, interval=(low, high))
 
 
 def to_json(findings: Sequence[Finding]) -> list[dict[str, Any]]:

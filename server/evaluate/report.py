@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 from common.arrays import Images, Labels
 from common.privacy.price import at_most
-from server.evaluate.comparison import DISTANCES, compare
-from server.evaluate.extractors import Extractor, Texture
+from server.evaluate.comparison import DISTANCES, GROUP_SIZE, compare
+from server.evaluate.extractors import Extractor, Pretrained
 from server.evaluate.findings import ATTACKS, DOWNSTREAM, Finding, missing
 
 if TYPE_CHECKING:
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 LEAST_IMAGES = 4
 LEAST_REFERENCES = 8
-TEXTURE_CHANNELS = (48, 24, 8)
 
 
 def evaluate(
@@ -33,24 +32,31 @@ def evaluate(
     *,
     patient_of: Labels | None = None,
     extractor: Extractor | None = None,
+    group_size: int = GROUP_SIZE,
     downstream: Sequence[Finding] = (),
     attacks: Sequence[Finding] = (),
 ) -> list[Finding]:
     """Return the findings on uint8 images [N, H, W, C] with label indices [N].
 
-    `reference` is uint8 [M, H, W, C]; `patient_of` [M] keeps a person in one half of the floor.
+    `reference` is uint8 [M, H, W, C]; `patient_of` [M] keeps a person in one half of it. Distances
+    are those of `extractor`, by default the pretrained network of the package; `group_size` is the
+    k of k-Same-Pixel beside them.
     `downstream` and `attacks` were measured elsewhere. An attack of `ATTACKS` of which they hold
     no finding reads "not evaluated".
     """
     # count, then compare with public images
     findings = _counts(images, labels, names)
-    enough = reference is not None and len(reference) >= LEAST_REFERENCES
-    if reference is not None and enough and len(images) >= LEAST_IMAGES:
-        least = min(len(images), len(reference) // 2)
-        findings += compare(images, reference, extractor or _texture(least), patient_of)
+    if reference is None:
+        findings += [missing(name, "no public reference images were given") for name in DISTANCES]
+    elif len(reference) < LEAST_REFERENCES or len(images) < LEAST_IMAGES:
+        why = (
+            f"{len(images)} images and {len(reference)} of the reference: "
+            f"at least {LEAST_IMAGES} and {LEAST_REFERENCES} are compared"
+        )
+        findings += [missing(name, why) for name in DISTANCES]
     else:
-        for name in DISTANCES:
-            findings.append(missing(name, "no public reference images were given"))
+        seeing = extractor or Pretrained()
+        findings += compare(images, reference, seeing, patient_of, group_size)
 
     # add what was measured elsewhere, and say what was not measured
     findings += downstream or [missing(DOWNSTREAM)]
@@ -62,7 +68,7 @@ def evaluate(
 
 
 def _counts(images: Images, labels: Labels, names: tuple[str, ...]) -> list[Finding]:
-    """Images, exact duplicates, and the share of each label."""
+    """Images, exact duplicates, and how many images each label yielded."""
     distinct = {hashlib.sha256(image.tobytes()).digest() for image in images}
     duplicates = len(images) - len(distinct)
     findings = [
@@ -70,17 +76,13 @@ def _counts(images: Images, labels: Labels, names: tuple[str, ...]) -> list[Find
         Finding("exact duplicates", duplicates, "images", "bytes compared"),
     ]
     for i, name in enumerate(names):
-        share = round(float((labels == i).mean()), 4)
+        count = int((labels == i).sum())
+        share = round(count / max(len(labels), 1), 4)
+        findings.append(
+            Finding(f"images of label {name}", count, "images", "counted in the release")
+        )
         findings.append(Finding(f"share of label {name}", share, "share", "counted in the release"))
     return findings
-
-
-def _texture(images: int) -> Texture:
-    """As many texture features as so many images can carry the covariance of; else all."""
-    for channels in TEXTURE_CHANNELS:
-        if images > 6 * channels:
-            return Texture(channels)
-    return Texture()
 
 
 def canary_findings(audits: Mapping[str, ModelAudit]) -> list[Finding]:

@@ -12,6 +12,7 @@ import numpy as np
 
 from server.evaluate import rehearsal_report
 from server.evaluate.attacker import load_networks
+from server.evaluate.comparison import GROUP_SIZE
 from server.evaluate.downstream import Labelled
 from server.evaluate.findings import Finding, to_json
 from server.evaluate.people import PublicPeople
@@ -56,9 +57,16 @@ def _image_findings(
         inputs.study.strata(),
         inputs.reference,
         extractor=inputs.extractor,
+        group_size=_group_size(inputs),
         downstream=utility,
         attacks=attacks,
     )
+
+
+def _group_size(inputs: ReleaseInputs) -> int:
+    """The plan's k, for the averages that stand beside the release."""
+    plan = inputs.study.synthesis
+    return GROUP_SIZE if plan is None else plan.k
 
 
 def _pair_findings(inputs: ReleaseInputs, items: Items) -> list[Finding]:

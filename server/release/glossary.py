@@ -249,9 +249,16 @@ TERMS = (
     Term(
         "Fréchet distance, kernel distance",
         r"Fréchet|kernel distance|\bMMD\b",
-        "How far two sets of images are from each other in features of a network. 0 is the same "
-        "distribution. The kernel distance is unbiased, so it may be slightly negative. MMD is "
+        "How far two sets of images are from each other in features of a network that was "
+        "trained on everyday photographs. 0 is the same distribution. The kernel distance is "
+        "unbiased, so it may be slightly negative. MMD is "
         "the maximum mean discrepancy, its formula.",
+    ),
+    Term(
+        "k-Same-Pixel, mean image",
+        r"k-Same-Pixel|mean image",
+        "What classical averaging of pixels reaches: each reference image averaged with those most "
+        "like it, and one image for all. A release should be nearer than both.",
     ),
     Term(
         "Precision, recall",

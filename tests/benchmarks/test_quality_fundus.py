@@ -5,9 +5,16 @@ import io
 import numpy as np
 from PIL import Image
 
-from benchmarks import average_figures, average_makers, average_people, chest_split
+from benchmarks import (
+    average_figures,
+    average_makers,
+    average_people,
+    average_prepared,
+    chest_split,
+)
 from benchmarks import quality_fundus as q
 from benchmarks.curve import curve
+from client.synthesize.invert import Inversion
 from common.privacy.accounting import epsilon_pld
 from common.privacy.anchors import NoisyAnchors
 
@@ -35,6 +42,50 @@ def test_as_many_real_images_as_there_are_groups_of_each_label() -> None:
     rows = average_figures.some(labels, np.arange(32), 5, seed=0)
     assert np.bincount(labels[rows]).tolist() == [4, 1]
     assert len(set(rows.tolist())) == 5
+
+
+def some_people(persons: list[int]) -> average_people.Set:
+    """Images of one label, told apart by their level."""
+    levels = np.arange(len(persons), dtype=np.uint8)[:, None, None, None]
+    images = np.broadcast_to(levels, (len(persons), 4, 4, 1)).copy()
+    return average_people.Set(images, np.zeros(len(persons), np.int64), np.array(persons))
+
+
+def inverted(accepted: list[int]) -> Inversion:
+    """An inversion of which only acceptance counts."""
+    count = len(accepted)
+    return Inversion(
+        np.zeros((count, 1)),
+        np.zeros((count, 1)),
+        np.zeros((count, 1, 1), np.float32),
+        np.zeros(count),
+        np.array(accepted, bool),
+    )
+
+
+def test_the_attacked_people_are_those_whose_images_a_site_accepts() -> None:
+    ready = object.__new__(average_prepared.PreparedPart)
+    members, heldout = some_people([0, 0, 1, 2]), some_people([0, 1, 2])
+    ready.part = average_people.Part(
+        "fundus", ("a",), members, heldout, heldout, members, average_people.ROOT, 1, True
+    )
+    ready.__dict__["seen"] = inverted([1, 0, 0, 1])
+    ready.__dict__["seen_heldout"] = inverted([0, 1, 1])
+    people = ready.people
+    assert people.person_of.tolist() == [0, 1, 2, 3]
+    assert people.member.tolist() == [True, True, False, False]
+    assert people.images[:, 0, 0, 0].tolist() == [0, 3, 1, 2]
+    assert ready.numbers.tolist() == [0, -1, 1]
+
+    # person 2 of the members is in the only average, and is the nearest
+    released = average_makers.Released(
+        people.images[1:2], np.zeros(1, np.int64), np.zeros(1, np.int64), ((2,),)
+    )
+    features = people.images[..., 0].reshape(4, -1).astype(float)
+    found = average_figures.linkage(
+        people, ready.numbers, {"pixels": features}, released, {"pixels": features[1:2]}, 1
+    )
+    assert found is not None and found["precision"] == 1
 
 
 def test_only_images_of_a_persons_highest_label_count() -> None:

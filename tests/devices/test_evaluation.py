@@ -13,7 +13,7 @@ from common.models.glow import Glow
 from common.models.stylegan import Critic, Generator
 from server.evaluate import attacks, siamese
 from server.evaluate.attack_spaces import SPACES, Networks, spaces
-from server.evaluate.extractors import Network, Texture
+from server.evaluate.extractors import Network, Pretrained, Texture
 from tests.strict_device import GPU, strict_device
 
 SIZES_PX = (64, 128, 256)
@@ -91,5 +91,5 @@ def test_features_come_back_from_the_device(size_px: int) -> None:
     with strict_device():
         layers = torch.nn.Sequential(torch.nn.Conv2d(3, 2, 3), torch.nn.AdaptiveAvgPool2d(1))
         network = Network("small", torch.nn.Sequential(*layers, torch.nn.Flatten()).to(GPU), 32)
-        for extractor in (Texture(4, device=GPU), network):
+        for extractor in (Texture(4, device=GPU), Pretrained(device=GPU), network):
             assert len(extractor.features(_images(3, size_px))) == 3

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from common.arrays import Images
 from common.errors import RefusedError
 from common.models import pretrained_features
-from common.models.efficientnet import STAGES, EfficientNetLite0
+from common.models.efficientnet import STAGES, Depthwise, EfficientNetLite0
 from common.models.images import to_unit
 from common.wire import tensors
 
@@ -29,6 +30,15 @@ def test_features_of_a_fixed_picture_are_the_same_on_every_machine() -> None:
     assert colour.mean() == pytest.approx(-0.13213358349595428, abs=1e-10)
     assert colour.std() == pytest.approx(5.742142082828514, abs=1e-10)
     assert grey[0, :3] == pytest.approx([-0.08463642, 7.56548906, 3.63182434], abs=1e-7)
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 1), (5, 2)])
+def test_the_quick_convolution_of_each_channel_is_torchs(kernel: int, stride: int) -> None:
+    convolve = Depthwise(6, kernel, stride).double().requires_grad_(False)
+    x = torch.randn(2, 6, 13, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = convolve(x)
+    wanted = F.conv2d(x, convolve.weight, convolve.bias, stride, groups=6)
+    assert float((found - wanted).abs().max()) < 1e-12
 
 
 def test_features_of_an_image_do_not_depend_on_its_company() -> None:

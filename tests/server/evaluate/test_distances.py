@@ -51,6 +51,49 @@ def test_a_sample_that_cannot_carry_a_covariance_is_refused() -> None:
         distances.frechet(sample(4, 0), sample(50, 1))
 
 
+def test_variances_alone_are_the_frechet_distance_of_independent_features() -> None:
+    x = sample(400, 0)
+    y = sample(400, 1, 0.5) * 2
+    far = distances.frechet(x, y, variances_alone=True)
+    gap = x.mean(0) - y.mean(0)
+    spread = x.std(0, ddof=1) - y.std(0, ddof=1)
+    assert far == pytest.approx((gap**2).sum() + (spread**2).sum())
+    assert distances.frechet(x, y) == pytest.approx(far, rel=0.02)
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_items_have_no_distance(count: int) -> None:
+    for measure in (
+        lambda a, b: distances.estimate_frechet(a, b, variances_alone=True),
+        distances.estimate_kernel,
+    ):
+        with pytest.raises(ValueError, match="expected two items in each set"):
+            measure(sample(count, 0), sample(5, 1))
+
+
+def test_the_intervals_hold_the_distance_of_the_populations() -> None:
+    whole = [sample(1500, seed, shift) for seed, shift in ((100, 0), (101, 0.4))]
+    kernel = distances.kernel(*whole)
+    frechet = distances.frechet(*whole, variances_alone=True)
+    held = []
+    for seed in range(25):
+        a = sample(50, 2 * seed)
+        b = sample(50, 2 * seed + 1, 0.4)
+        low, high = distances.estimate_kernel(a, b).interval
+        under, over = distances.estimate_frechet(a, b, variances_alone=True).interval
+        held.append((low <= kernel <= high, under <= frechet <= over))
+    assert np.mean(held, axis=0).min() > 0.85
+
+
+def test_an_interval_of_the_kernel_distance_is_not_biased_by_what_was_drawn_twice() -> None:
+    middles = []
+    for seed in range(40):
+        estimate = distances.estimate_kernel(sample(20, 2 * seed), sample(20, 2 * seed + 1))
+        middles.append(sum(estimate.interval) / 2 - estimate.value)
+    spread = np.std([distances.kernel(sample(20, 2 * i), sample(20, 2 * i + 1)) for i in range(40)])
+    assert abs(np.mean(middles)) < spread / 2
+
+
 def test_the_kernel_distance_is_the_u_statistic() -> None:
     a, b = sample(7, 0), sample(5, 1, 0.5)
     k = lambda x, y: (x @ y / 4 + 1) ** 3  # noqa: E731
@@ -58,14 +101,14 @@ def test_the_kernel_distance_is_the_u_statistic() -> None:
         np.mean([k(x, y) for i, x in enumerate(s) for j, y in enumerate(s) if i != j])
         for s in (a, b)
     )
-    assert distances.kernel(a, b).value == pytest.approx(
+    assert distances.kernel(a, b) == pytest.approx(
         within - 2 * np.mean([k(x, y) for x in a for y in b])
     )
 
 
 def test_the_kernel_distance_is_unbiased_where_frechet_is_not() -> None:
     pairs = [(sample(20, 2 * i), sample(20, 2 * i + 1)) for i in range(60)]
-    kernel = [distances._mmd(a, b) for a, b in pairs]
+    kernel = [distances.kernel(a, b) for a, b in pairs]
     assert abs(np.mean(kernel)) < 3 * np.std(kernel) / np.sqrt(len(kernel))
     assert min(distances.frechet(a, b) for a, b in pairs) > 0.05
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from common.errors import ConfigurationError, RefusedError
+from common.models.pretrained_features import load_features
 from common.wire import tensors
 from server.cli.publish import read_extractor
 from server.evaluate import extractors
@@ -26,6 +27,14 @@ def test_texture_features_are_fixed_and_of_each_image_alone() -> None:
         assert found.shape == (4, 48)
         assert np.array_equal(found, extractors.Texture(8).features(images))
         assert np.allclose(texture.features(images[1:2]), found[1:2], atol=1e-5)
+
+
+def test_the_pretrained_network_is_computed_in_float64_in_one_unit() -> None:
+    images = pictures(2, 1)
+    found = extractors.Pretrained().features(images)
+    wanted = load_features().of_images(images) / extractors.FEATURE_UNIT
+    assert found.shape == (2, 112)
+    assert 0 < np.abs(found - wanted).max() < 1e-4  # float32 differs, so found is not float32
 
 
 @pytest.fixture(scope="module")

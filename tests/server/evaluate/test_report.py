@@ -3,7 +3,7 @@
 import numpy as np
 
 from server.evaluate.findings import DOWNSTREAM, NOT_EVALUATED, Finding
-from server.evaluate.report import _texture, evaluate
+from server.evaluate.report import evaluate
 from tests.discs import draw_discs
 
 
@@ -11,12 +11,20 @@ def values(findings: list[Finding]) -> dict[str, float | None]:
     return {f.name: f.value for f in findings}
 
 
-def test_a_small_reference_gets_fewer_features_rather_than_no_distance() -> None:
-    found = values(
-        evaluate(draw_discs(60, 1), np.zeros(60, np.int64), ("none",), draw_discs(110, 0))
-    )
-    assert found["Fréchet distance"] is not None
-    assert [_texture(n).channels for n in (20, 49, 200, 289)] == [48, 8, 24, 48]
+def test_the_default_features_are_those_of_the_pretrained_network() -> None:
+    findings = evaluate(draw_discs(8, 1), np.zeros(8, np.int64), ("none",), draw_discs(16, 0))
+    found = {f.name: f for f in findings}
+    for name in ("Fréchet distance", "kernel distance", "precision", "nearest reference ratio"):
+        assert found[name].value is not None
+        assert "EfficientNet-Lite0" in found[name].evidence
+    assert not any("texture" in f.evidence for f in findings)
+
+
+def test_too_few_images_are_not_compared_and_their_number_is_said() -> None:
+    findings = evaluate(draw_discs(3, 1), np.zeros(3, np.int64), ("none",), draw_discs(16, 0))
+    found = {f.name: f for f in findings}
+    assert found["kernel distance"].status == NOT_EVALUATED
+    assert "3 images and 16 of the reference" in found["kernel distance"].evidence
 
 
 def test_what_was_measured_elsewhere_takes_the_place_of_not_evaluated() -> None:
@@ -42,3 +50,4 @@ def test_duplicates_and_label_shares_are_counted() -> None:
     found = {f.name: f.value for f in evaluate(images, np.array([0, 0, 0, 1]), ("a", "b"), None)}
     assert found["exact duplicates"] == 1
     assert found["share of label a"] == 0.75
+    assert (found["images of label a"], found["images of label b"]) == (3, 1)

@@ -119,7 +119,8 @@ PATTERN_SAMPLES = (
     "Grouping: similar. Grouping: similar-swap. Grouping: cells. Grouping: random. ",
     "Grouping: anchors. privatized not evaluated latent whitened code gaussian l1_ball",
     "expected cosine principal directions roster generator post-processing starting checkpoint",
-    "reference rehearsal real against real Fréchet precision nearest reference ratio downstream",
+    "reference rehearsal real against real k-Same-Pixel Fréchet precision",
+    "nearest reference ratio downstream",
     "ledger basis of the latents",
     "kappa membership inference AUC linkage re-identification DSC Hausdorff",
 )
