@@ -29,8 +29,23 @@ def test_a_list_of_pixels_names_files_of_a_release_alone() -> None:
     digest = "ab" * 32
     names = [f"data/train/none/{number:05d}.png" for number in range(50_000)]
     assert parse_pixels(json.dumps(dict.fromkeys(names, digest)).encode()) == {digest: tuple(names)}
-    with pytest.raises(RefusedError):
-        parse_pixels(json.dumps({"\x1b[2J": digest}).encode())
+
+
+OTHER_PIXELS = {
+    "a name that moves the cursor": {"\x1b[2J": "ab" * 32},
+    "a name outside the release": {"../a.png": "ab" * 32},
+    "capital letters": {"data/train/none/00000.png": "AB" * 32},
+    "a short digest": {"data/train/none/00000.png": "ab"},
+    "a number": {"data/train/none/00000.png": 1},
+    "a list": {"data/train/none/00000.png": ["ab" * 32]},
+    "no object": ["data/train/none/00000.png"],
+}
+
+
+@pytest.mark.parametrize("case", OTHER_PIXELS)
+def test_a_list_of_other_pixels_is_refused(case: str) -> None:
+    with pytest.raises(RefusedError, match="not a list of file names"):
+        parse_pixels(json.dumps(OTHER_PIXELS[case]).encode())
 
 
 @pytest.mark.parametrize("url", ["https://[x", "https://a.example:ab/", "https://a\u2100b/"])
