@@ -89,5 +89,7 @@ def test_the_names_of_another_format_are_refused(
 def test_no_report_has_a_name_that_a_loader_takes_for_a_split(
     good: tuple[Path, Ed25519PrivateKey],
 ) -> None:
-    for path in (good[0] / "reports").iterdir():
+    reports = list((good[0] / "reports").iterdir())
+    assert reports
+    for path in reports:
         assert not any(word in path.name for word in SPLIT_WORDS), path.name

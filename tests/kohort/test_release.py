@@ -75,6 +75,7 @@ def test_items_are_the_tables_rows_with_the_pictures_of_the_files(release: kohor
 
 
 def test_pairs_give_the_mask_of_their_own_number(pairs: kohort.Release) -> None:
+    assert pairs.rows
     for row, (image, label, mask) in zip(pairs.rows, pairs, strict=True):
         assert Path(row.file).name == Path(row.mask).name
         assert mask is not None and mask.shape == image.shape[:2]

@@ -62,10 +62,12 @@ def test_every_page_is_escaped_and_loads_nothing_from_elsewhere(
 
 def test_every_link_of_a_page_leads_to_a_file_of_the_site(site: tuple[Operator, Site]) -> None:
     eyes, _ = site
-    for page in eyes.web.glob("*.html"):
-        for address in Reader(page.read_text()).addresses:
-            if not address.startswith(("data:", "#")):
-                assert (eyes.web / address).is_file(), f"{page.name}: {address}"
+    for page in (eyes.web / "index.html", *eyes.web.glob("*.html")):
+        addresses = Reader(page.read_text()).addresses
+        files = [one for one in addresses if not one.startswith(("data:", "#"))]
+        assert files, page.name
+        for file in files:
+            assert (eyes.web / file).is_file(), f"{page.name}: {file}"
 
 
 def test_a_page_says_what_a_reader_needs(site: tuple[Operator, Site]) -> None:
