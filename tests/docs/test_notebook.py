@@ -10,10 +10,8 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
-from nbclient import NotebookClient
 from PIL import Image
 
 from common.arrays import Images, Labels
@@ -69,6 +67,8 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_notebook_holds_no_outputs() -> None:
+    import nbformat  # a second of every worker's collection, else
+
     cells = nbformat.read(NOTEBOOK, as_version=4).cells
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
 
@@ -76,6 +76,9 @@ def test_the_notebook_holds_no_outputs() -> None:
 def test_it_leads_from_a_release_to_figures_with_intervals(
     release: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
     given = {"RELEASE": release, "TRUST": release.parents[1] / "operator.pub", "REAL": REAL}
     for name, value in given.items():
         monkeypatch.setenv(f"KOHORT_{name}", str(value))
