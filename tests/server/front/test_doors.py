@@ -254,7 +254,7 @@ def test_half_open_connections_do_not_keep_an_honest_site_out(door: Door) -> Non
 
 
 def test_a_silent_connection_and_half_a_header_end(door: Door) -> None:
-    """Half of the first header, and half of the second behind an answer; one wait for both."""
+    """Nothing, half of the first header, half of the second behind an answer: one wait for all."""
     site = door.member("clinic-a")
     context = door.context(site)
     head = (
@@ -268,14 +268,17 @@ def test_a_silent_connection_and_half_a_header_end(door: Door) -> None:
         context.wrap_socket(plain, server_hostname="127.0.0.1") as half,
         socket.create_connection(("127.0.0.1", door.port)) as another,
         context.wrap_socket(another, server_hostname="127.0.0.1") as second,
+        socket.create_connection(("127.0.0.1", door.port)) as third,
+        context.wrap_socket(third, server_hostname="127.0.0.1") as silent,
     ):
+        silent.settimeout(rules.HEADER_S + 10)
         half.settimeout(rules.HEADER_S + 10)
         half.sendall(b"POST /v1/")
         second.settimeout(rules.HEADER_S + 10)
         door.upstream.wait_s = 0.5
         try:
             second.sendall(f"{head}POST {PULL} HTTP/1.1\r\nx: ".encode() + b"y" * 100)
-            assert half.recv(10) == b""
+            assert until_closed(silent) == until_closed(half) == b""
             assert until_closed(second).count(b"HTTP/1.1 200") <= 1
         finally:
             door.upstream.wait_s = 0.0
