@@ -34,7 +34,7 @@ SAME_PIXEL = ", k-Same-Pixel of the reference"
 MEAN_IMAGE = ", mean image of the reference"
 MOST_IMAGES = 500  # a side: more would not change a shown digit's meaning, only the time
 GROUP_SIZE = 10  # of k-Same-Pixel, where a study has no groups
-ROWS_AT_ONCE = 16
+STRIP = 4096  # pixels that are floats at once
 
 
 @dataclass(frozen=True)
@@ -105,14 +105,24 @@ def average_alike(images: Images, group_size: int) -> Images:
     """
     if len(images) < group_size:
         raise ValueError(f"k-Same-Pixel: {len(images)} images, k = {group_size}")
-    flat = images.reshape(len(images), -1).astype(np.float64)
-    averages = np.empty_like(flat)
-    for start in range(0, len(flat), ROWS_AT_ONCE):
-        block = flat[start : start + ROWS_AT_ONCE]
-        nearest = np.argsort(distances.euclidean(block, flat), axis=1, kind="stable")
-        averages[start : start + ROWS_AT_ONCE] = flat[nearest[:, :group_size]].mean(axis=1)
-    rounded: Images = averages.round().astype(np.uint8).reshape(images.shape)
-    return rounded
+    squares = _squared_distances(images)
+    averages = np.empty_like(images)
+    for i, row in enumerate(squares):
+        nearest = np.argsort(row, kind="stable")[:group_size]
+        averages[i] = images[nearest].mean(axis=0).round().astype(np.uint8)
+    return averages
+
+
+def _squared_distances(images: Images) -> Floats:
+    """Squared distances in pixels of all images to all, exact; one strip of pixels at a time."""
+    flat = images.reshape(len(images), -1)
+    products = np.zeros((len(flat), len(flat)))
+    for start in range(0, flat.shape[1], STRIP):
+        strip = flat[:, start : start + STRIP].astype(np.float64)
+        products += strip @ strip.T
+    own = np.diag(products)
+    squares: Floats = own[:, None] + own[None] - 2 * products
+    return squares
 
 
 def _see(

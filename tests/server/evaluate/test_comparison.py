@@ -113,6 +113,13 @@ def test_an_image_is_averaged_with_its_nearest_in_pixels() -> None:
         average_alike(images, 6)
 
 
+def test_pixels_are_compared_strip_by_strip(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = draw_discs(9, 0)
+    whole = average_alike(images, 3)
+    monkeypatch.setattr(comparison, "STRIP", 100)
+    assert np.array_equal(average_alike(images, 3), whole)
+
+
 def test_of_very_many_images_some_are_compared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "MOST_IMAGES", 7)
     found = {f.name: f for f in compare(draw_discs(30, 1), draw_discs(30, 0), Texture(2))}
