@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from benchmarks.average_makers import ANCHORS, Released, load_or_average
 from benchmarks.average_prepared import PreparedPart
 from client.synthesize.invert import reconstruct
+from client.synthesize.looks import look_from, show_in
 from common.arrays import Images, Labels
 from common.measure import attack_scores, attacks, classifier
 from common.measure.scores import score_predictions
@@ -163,7 +164,9 @@ def reidentify(ready: PreparedPart, released: Released) -> dict[str, float] | No
 def show_inversions(ready: PreparedPart) -> Images:
     """The members as the generator shows their codes."""
     assert ready.networks.generator is not None
-    return to_uint8(reconstruct(ready.seen.codes, ready.networks.generator))
+    made = reconstruct(ready.seen.codes, ready.networks.generator)
+    own = look_from(ready.seen.looks, made.device)
+    return to_uint8(show_in(made, ready.known.look_on(made.device), own))
 
 
 def real_rows(ready: PreparedPart, seeds: int) -> dict[str, Any]:

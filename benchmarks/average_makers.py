@@ -23,6 +23,7 @@ from client.synthesize.align import (
     measure_patients,
     render,
 )
+from client.synthesize.appearance import Shown, gather_appearances
 from client.synthesize.group import Mode, Roster, form_groups, patient_codes
 from client.synthesize.metric import Metric, make_metric_cells, make_points
 from client.synthesize.spread import find_directions
@@ -102,7 +103,13 @@ def maker_of(
         assert generator is not None and critic is not None
         groups = form_row_groups(ready, mode, k, metric)
         patients = measure_patients(
-            ready.part.members.images, ready.seen, ready.who, generator, critic, plan
+            ready.part.members.images,
+            ready.seen,
+            ready.who,
+            generator,
+            critic,
+            plan,
+            ready.known.look_on(),
         )
         statistics = gather_statistics(groups, patients, generator, plan)
         codes = align(statistics, generator, critic, plan, ready.known.spread).codes
@@ -116,12 +123,13 @@ def maker_of(
 def render_groups(
     ready: PreparedPart, codes: torch.Tensor, groups: Sequence[Group], outputs: int = 1
 ) -> Released:
-    """Images of the groups' codes."""
+    """Images of the groups' codes, in their members' mean look."""
     assert ready.networks.generator is not None
     random = torch.Generator().manual_seed(3)
-    images = np.concatenate(
-        [render(codes, ready.networks.generator, random) for _ in range(outputs)]
-    )
+    appearances = gather_appearances(groups, ready.who, ready.seen)
+    shown = Shown(ready.known.look_on(), appearances)
+    stacks = [render(codes, ready.networks.generator, random, shown) for _ in range(outputs)]
+    images = np.concatenate(stacks)
     labels = np.array([g.stratum.label for g in groups] * outputs, np.int64)
     return Released(
         images, labels, np.tile(np.arange(len(groups)), outputs), tuple(numbers(g) for g in groups)

@@ -238,7 +238,7 @@ def run_images(study: Study, folder: Path) -> dict[str, dict[str, float]]:
         inverted = invert(
             cohort.images, generator, encoder, constants, known, batch.report("invert"), spool
         )
-        draw_sheet(cohort.images, inverted, generator)
+        draw_sheet(cohort.images, inverted, generator, known.look_on())
         return known, inverted
 
     spool = Spool.open(spool_of(batch.folder), "benchmark")

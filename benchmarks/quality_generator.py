@@ -8,7 +8,7 @@ Data: IDRiD at 64 px by benchmarks/fundus_split.py. Members are inverted and ave
 Per checkpoint:
 - kernel distance of samples, inversions, averages (with and without alignment), pixel averages
 - fine structure: mean absolute difference from a 4 px local mean, as a share of the held-out ones'
-- inversion error (RMSE of the range [0, 1]), share accepted, inversions per CPU-second
+- relative inversion error, share accepted, inversions per CPU-second
 `--plain` leaves out refinement and alignment and averages random groups. Nothing is selected here.
 """
 
@@ -35,8 +35,10 @@ from client.synthesize.align import (
     measure_patients,
     render,
 )
+from client.synthesize.appearance import Shown, gather_appearances
 from client.synthesize.group import Roster, form_groups, patient_codes, roster
 from client.synthesize.invert import Inversion, invert, reconstruct
+from client.synthesize.looks import look_from, show_in
 from client.synthesize.reference import InversionPlan, Reference, make_reference
 from common.arrays import Images, Labels
 from common.models.encoder import load_encoder
@@ -115,7 +117,8 @@ class Bench:
 
     def show(self, found: Inversion) -> Images:
         """Every inverted image as the generator shows its code."""
-        return to_uint8(reconstruct(found.codes, self.generator))
+        made = reconstruct(found.codes, self.generator)
+        return to_uint8(show_in(made, self.known.look_on(), look_from(found.looks)))
 
     def groups(self, k: int) -> tuple[Group, ...]:
         """Groups of `k` by mode `similar`."""
@@ -125,18 +128,20 @@ class Bench:
     def averages(self, groups: tuple[Group, ...]) -> dict[str, Images]:
         """One image a group: by centroid, aligned, and the mean of the photographs' pixels."""
         photographs = self.people["members"].images
+        common = self.known.look_on()
         patients = measure_patients(
-            photographs, self.members, self.who, self.generator, self.critic, self.alignment
+            photographs, self.members, self.who, self.generator, self.critic, self.alignment, common
         )
         statistics = gather_statistics(groups, patients, self.generator, self.alignment)
         centroids = torch.stack([one.centroid for one in statistics])
         aligned = align(
             statistics, self.generator, self.critic, self.alignment, self.known.spread
         ).codes
+        shown = Shown(common, gather_appearances(groups, self.who, self.members))
         pixels = [photographs[[int(m) for m in group.members]].mean(0).round() for group in groups]
         return {
-            "centroid": render(centroids, self.generator, generator_of(1)),
-            "aligned": render(aligned, self.generator, generator_of(1)),
+            "centroid": render(centroids, self.generator, generator_of(1), shown),
+            "aligned": render(aligned, self.generator, generator_of(1), shown),
             "pixel average": np.stack(pixels).astype(np.uint8),
         }
 

@@ -139,7 +139,7 @@ def invert_all(folder: Path, count: int, side: int) -> None:
     plan = InversionPlan(steps=STEPS, iterations=1)
     known = public_reference(generator.layer_count)
     found = invert(images, generator, encoder, plan, known, kept=spool)
-    draw_sheet(images, found, generator)
+    draw_sheet(images, found, generator, known.look_on())
     assert spool.count == count == len(found.codes)
 
 
@@ -148,7 +148,8 @@ def public_reference(layers: int) -> Reference:
     from client.synthesize.reference import GeneratorCodes, Reference, Whitening
 
     samples = GeneratorCodes(np.random.default_rng(2).normal(size=(192, layers * LATENT)))
-    return Reference(Whitening.fit(samples, 64), 1.0, 1.0, samples, np.full((192, 1), 0.5))
+    look = np.ones((2, 1), np.float32)
+    return Reference(Whitening.fit(samples, 64), 1.0, 1.0, samples, np.full((192, 1), 0.5), look)
 
 
 def read_spool(folder: Path, _: int, side: int) -> None:
@@ -226,7 +227,9 @@ def align_few(folder: Path, count: int, side: int) -> None:
     plan = AlignmentPlan(steps=STEPS, batch=4)
     members = who.only({name for one in groups for name in one.members})
     found = inverted(count, generator.layer_count)
-    patients = measure_patients(read_cohort(folder), found, members, generator, critic, plan)
+    common = public_reference(generator.layer_count).look_on()
+    images = read_cohort(folder)
+    patients = measure_patients(images, found, members, generator, critic, plan, common)
     statistics = gather_statistics(groups, patients, generator, plan)
     aligned = align(statistics, generator, critic, plan, 1.0)
     render_outputs(aligned.codes, 2, generator, torch.Generator().manual_seed(0))
@@ -242,6 +245,7 @@ def inverted(count: int, layers: int) -> Inversion:
         codes=np.broadcast_to(np.zeros((1, 1, LATENT), np.float32), (count, layers, LATENT)),
         errors=np.zeros(count),
         accepted=np.ones(count, np.bool_),
+        looks=np.ones((count, 2, 1), np.float32),
     )
 
 

@@ -54,6 +54,7 @@ from client.synthesize.align import (
 )
 from client.synthesize.anchors import images as decode_means
 from client.synthesize.anchors import make_cells, noisy_means
+from client.synthesize.appearance import Shown, gather_appearances
 from client.synthesize.group import Roster, patient_codes
 from client.synthesize.inversion_sheet import FILE as INVERSIONS
 from client.synthesize.inversion_sheet import draw_sheet
@@ -70,6 +71,8 @@ from common.privacy.anchors import MOST_LINKED
 from common.privacy.events import anchors_event, latent_event
 from common.storage.files import atomic_write, file_digest
 from common.wire.tensors import Arrays, read, write
+
+INVERSION_ROWS = "codes in the generator's look, and own looks"  # what a spool's rows are
 
 
 def synthesize(batch: Batch) -> None:
@@ -126,7 +129,7 @@ def invert_cohort(batch: Batch, random: torch.Generator) -> tuple[Reference, Inv
     # (2) invert every image of the cohort
     images = batch.cohort.images
     found = invert(images, generator, encoder, alone, known, batch.report("invert"), spool)
-    sheet = draw_sheet(images, found, generator)
+    sheet = draw_sheet(images, found, generator, known.look_on(batch.device))
     atomic_write(batch.folder / INVERSIONS, sheet, mode=0o600)
     return known, found
 
@@ -139,7 +142,7 @@ def bind_inversion(batch: Batch, constants: InversionPlan) -> str:
     cohort = batch.cohort
     weights = file_digest(batch.folder / WEIGHTS)
     people = bind(cohort.digest, cohort.aliases, cohort.patient_of.tolist())
-    made_by = [asdict(constants), str(batch.device)]
+    made_by = [asdict(constants), str(batch.device), INVERSION_ROWS]
     return bind("inversion", batch.study.hash(), weights, people, made_by)
 
 
@@ -264,13 +267,14 @@ def align_groups(
         return []
     generator = batch.generator()
     critic = batch.critic()
+    common = known.look_on(batch.device)
     # a few groups at a time: statistics of k patients or more, then codes that match them
     aligned: list[Tensor] = []
     for start in range(0, len(groups), constants.batch):
         some = groups[start : start + constants.batch]
         members = who.only({name for group in some for name in group.members})
         patients = measure_patients(
-            batch.cohort.images, found, members, generator, critic, constants
+            batch.cohort.images, found, members, generator, critic, constants, common
         )
         statistics = gather_statistics(some, patients, generator, constants)
         progress = partial(_report_from, batch.report("align"), start, len(groups))
@@ -283,8 +287,9 @@ def align_groups(
             known, plan.spread_directions, plan.k, plan.grouping, plan.spread_share
         )
         codes = directions.move_out(codes)
-    # render them
-    stacks = render_outputs(codes, plan.outputs_per_group, generator, random)
+    # render them, each group in its members' mean look
+    shown = Shown(common, gather_appearances(groups, who, found))
+    stacks = render_outputs(codes, plan.outputs_per_group, generator, random, shown=shown)
     candidates: list[Candidate] = []
     for images in stacks:
         candidates += [Candidate(images[row], group, False) for row, group in enumerate(groups)]

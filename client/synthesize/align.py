@@ -36,14 +36,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from client.state.group_store import Group
+from client.synthesize.appearance import Shown
 from client.synthesize.descent import CodeDescent
 from client.synthesize.features import content_features, cosines, style_features, window_grams
 from client.synthesize.group import Roster
 from client.synthesize.invert import Inversion, reconstruct
+from client.synthesize.looks import look_at
 from client.synthesize.reference import freeze
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.draws import device_of, draw_normal
 from common.models.images import to_levels, to_unit
+from common.models.look import Look
 from common.models.stylegan import Critic, Generator
 
 Progress = Callable[[int, int], None]
@@ -135,12 +138,13 @@ def measure_patients(
     generator: Generator,
     critic: Critic,
     plan: AlignmentPlan,
+    common: Look,
 ) -> dict[str, PatientStatistics]:
     """Return each patient's statistics.
 
-    The style is that of the real images [N, H, W, C], the content that of the inverted ones, which
-    the generator shows again. Only images on the roster enter, `plan.batch` at a time. Raises Bug
-    if one of them was rejected by the inversion.
+    The style is that of the real images [N, H, W, C] in the generator's common look, the content
+    that of the inverted ones, which the generator shows again. Only images on the roster enter,
+    `plan.batch` at a time. Raises Bug if one of them was rejected by the inversion.
     """
     found = {}
     device = device_of(generator)
@@ -156,7 +160,7 @@ def measure_patients(
             content: list[Tensor] = []
             for start in range(0, len(index), plan.batch):
                 some = index[start : start + plan.batch]
-                real = to_unit(np.asarray(images[some]), device)
+                real = look_at(to_unit(np.asarray(images[some]), device), common).images
                 grams.append(window_grams(style_features(real), plan.windows))
                 seen = reconstruct(inversion.codes[some], generator)
                 content.append(content_features(critic, seen))
@@ -246,15 +250,21 @@ def alignment_loss(
     return plan.content_weight * away + plan.style_weight * texture + plan.trust_weight * trust
 
 
-def render(codes: Tensor, generator: Generator, random: torch.Generator) -> NDArray[np.uint8]:
+def render(
+    codes: Tensor, generator: Generator, random: torch.Generator, shown: Shown | None = None
+) -> NDArray[np.uint8]:
     """Return uint8 images [G, H, W, C] of codes [G, L, d_w].
 
-    Each has its own noise maps from `random`. They come back from the device at once.
+    Each has its own noise maps from `random`, and is `shown` as its group is; without that, in the
+    generator's own look. They come back from the device at once.
     """
     levels: list[Tensor] = []
     with torch.no_grad():
-        for code in codes.to(device_of(generator)):
-            levels.append(to_levels(generator.synthesis(code[None], noise=random)))
+        for row, code in enumerate(codes.to(device_of(generator))):
+            image = generator.synthesis(code[None], noise=random)
+            if shown is not None:
+                image = shown.show(row, image)
+            levels.append(to_levels(image))
         return np.asarray(torch.cat(levels).cpu())
 
 
@@ -264,6 +274,7 @@ def render_outputs(
     generator: Generator,
     random: torch.Generator,
     variation: float = VARIATION,
+    shown: Shown | None = None,
 ) -> list[NDArray[np.uint8]]:
     """Return `count` stacks of uint8 images [G, H, W, C] of codes [G, L, d_w].
 
@@ -278,14 +289,15 @@ def render_outputs(
     # the codes themselves
     device = device_of(generator)
     codes = codes.to(device)
-    stacks = [render(codes, generator, random)]
+    stacks = [render(codes, generator, random, shown)]
     # the codes moved, each by a fresh sample
     with torch.no_grad():
         z = draw_normal((SPREAD_SAMPLES, generator.latent), random, device)
         mean = generator.mapping(z).mean(0)
         for _ in range(count - 1):
             w = generator.mapping(draw_normal((len(codes), generator.latent), random, device))
-            stacks.append(render(codes + variation * (w - mean)[:, None, :], generator, random))
+            moved = codes + variation * (w - mean)[:, None, :]
+            stacks.append(render(moved, generator, random, shown))
     return stacks
 
 

@@ -1,6 +1,6 @@
 """Draws the site's sheet of inversions: original beside inversion, the worst first.
 
-In: uint8 images [N, H, W, C], their `Inversion`, the generator that shows its codes.
+In: uint8 images [N, H, W, C], their `Inversion`, the generator that shows its codes and its look.
 Out: PNG bytes for the job folder and the review folder; the sheet never leaves the site.
 Guarantees: images that were left out come first, up to `MOST`; a caption holds the row in the
 cohort, the error and whether the image was left out, and no name.
@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from client.synthesize.invert import Inversion, reconstruct
+from client.synthesize.looks import look_from, show_in
+from common.models.draws import device_of
 from common.models.images import to_uint8
+from common.models.look import Look
 from common.models.stylegan import Generator
 
 FILE = "inversions.png"
@@ -29,8 +32,13 @@ CAPTION_SHARE = 16
 FONT_SHARE = 0.6  # of a caption's height
 
 
-def draw_sheet(images: NDArray[np.uint8], found: Inversion, generator: Generator) -> bytes:
-    """Return PNG bytes: pairs (left original, right inversion) in the order of `worst_first`."""
+def draw_sheet(
+    images: NDArray[np.uint8], found: Inversion, generator: Generator, common: Look
+) -> bytes:
+    """Return PNG bytes: pairs (left original, right inversion) in the order of `worst_first`.
+
+    An inversion is shown in its image's own look; `common` is the generator's.
+    """
     # the layout: cells of one pair and its caption
     rows = worst_first(found)[:MOST]
     zoom = max(1, LEAST_CELL_PX // images.shape[1])
@@ -47,7 +55,9 @@ def draw_sheet(images: NDArray[np.uint8], found: Inversion, generator: Generator
         # the pair
         x = cell_w * (place % COLUMNS)
         y = cell_h * (place // COLUMNS)
-        rebuilt = to_uint8(reconstruct(found.codes[row : row + 1], generator))[0]
+        own = look_from(found.looks[row : row + 1], device_of(generator))
+        made = reconstruct(found.codes[row : row + 1], generator)
+        rebuilt = to_uint8(show_in(made, common, own))[0]
         for side, image in enumerate((images[row], rebuilt)):
             picture = _picture(image).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(picture, (x + side * width, y))

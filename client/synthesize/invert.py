@@ -5,15 +5,17 @@ Out: an `Inversion`: points, codes, an error per image and which images are acce
 Guarantees:
   1. the rule of acceptance (reference.py) is computed from generator samples before an image of the
      cohort is seen
-  2. rejected: a constant or black image; one above the threshold; one that does not invert better
-     upright than turned by a quarter; one with a code that is not finite. A rejected image does not
-     count to k: pass `accepted` to `group.roster`
+  2. rejected: an image without content (constant, dark, blurred away, saturated); one above the
+     threshold; one that inverts clearly better turned by a quarter; one with a code that is not
+     finite. A rejected image does not count to k: pass `accepted` to `group.roster`
   3. no image influences another's code beyond rounding, and none at all with `plan.batch` 1;
      nothing is random; the generator is not changed
   4. memory does not grow with the cohort beyond what is kept of each image; where the finished rows
      are kept on disk, a later call goes on behind them, with the same result bit for bit
 Not covered: a small error is no proof that the medical content survived; an image turned by 180
 degrees.
+
+Each image is inverted in the generator's own look (looks.py), and its own look is kept.
 
 Source: ReStyle (Alaluf et al. 2021) for the encoder; optimisation in W+ by Karras et al. 2020,
 appendix D.
@@ -33,6 +35,13 @@ from torch.nn import functional as F
 
 from client.ingest.cohort import release_pages
 from client.synthesize.descent import CodeDescent
+from client.synthesize.looks import (
+    lack_content,
+    look_at,
+    look_rows,
+    relative_errors,
+    show_in,
+)
 from client.synthesize.reference import (
     InversionPlan,
     Reference,
@@ -40,7 +49,6 @@ from client.synthesize.reference import (
     find_turned,
     freeze,
     mean_colours,
-    rmse,
 )
 from common.errors import ConfigurationError
 from common.models.draws import device_of
@@ -58,8 +66,9 @@ class Inversion:
     """The inversion of N images. Group by `points` or `colours`, average `codes`.
 
     `points`: float64 [N, K], the encoder's codes, whitened. `colours`: float64 [N, C], mean colours
-    of the reconstructions. `codes`: float32 [N, L, d_w], refined; memory-mapped where rows are kept
-    on disk. `errors`: float64 [N], RMSE in the image range [0, 1]. `accepted`: bool [N].
+    of the reconstructions in the images' own looks. `codes`: float32 [N, L, d_w], refined;
+    memory-mapped where rows are kept on disk. `errors`: float64 [N], relative (looks.py).
+    `accepted`: bool [N]. `looks`: float32 [N, 2, C], the images' own looks.
     """
 
     points: NDArray[np.float64]
@@ -67,6 +76,7 @@ class Inversion:
     codes: NDArray[np.float32]
     errors: NDArray[np.float64]
     accepted: NDArray[np.bool_]
+    looks: NDArray[np.float32]
 
 
 class Rows(Protocol):
@@ -140,6 +150,7 @@ def invert(
         codes=rows["codes"],
         errors=np.array(rows["errors"]),
         accepted=np.array(rows["accepted"]),
+        looks=np.array(rows["looks"]),
     )
 
 
@@ -167,26 +178,37 @@ def _invert_batch(
 ) -> Inversion:
     """Invert one batch; the networks take no gradients."""
     # the encoder's codes, and whether an image lies on its side
-    x = to_unit(images, device_of(generator))
+    device = device_of(generator)
+    common = known.look_on(device)
     with torch.no_grad():
+        seen = look_at(to_unit(images, device), common)
+        x = seen.images
         first = encoder.invert(x, generator, plan.iterations, keep_best=True)
-        own = rmse(x, first.reconstructions.clamp(-1, 1))
+        own = relative_errors(first.reconstructions.clamp(-1, 1), x, seen.fields)
         lying = np.zeros(len(x), bool)
         if known.upright:
-            lying = find_turned(x, own, generator, encoder, plan)
+            lying = find_turned(seen, own, plan.turned_margin, generator, encoder, plan)
 
     # the refined codes, and the errors of their images
     codes = _refine(x, first.codes, generator, plan, known.spread)
     with torch.no_grad():
-        seen = generator.synthesis(codes).clamp(-1, 1)
-    errors = rmse(x, seen)
+        rebuilt = generator.synthesis(codes).clamp(-1, 1)
+        shown = show_in(rebuilt, common, seen.own)
+    errors = relative_errors(rebuilt, x, seen.fields)
 
     # which images are accepted
     finite = torch.isfinite(codes).flatten(1).all(1) & torch.isfinite(first.codes).flatten(1).all(1)
     accepted = finite.cpu().numpy() & np.isfinite(errors) & (errors <= known.threshold)
-    accepted &= ~blank(images) & ~lying
+    accepted &= ~blank(images) & ~lack_content(images) & ~lying
     points = known.whitening(first.codes.cpu().numpy())
-    return Inversion(points, mean_colours(seen), codes.cpu().numpy(), errors, accepted)
+    return Inversion(
+        points=points,
+        colours=mean_colours(shown),
+        codes=codes.cpu().numpy(),
+        errors=errors,
+        accepted=accepted,
+        looks=look_rows(seen.own),
+    )
 
 
 def blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:

@@ -1,8 +1,8 @@
 """Public statistics of the generator, which decide about inverted images before any is seen.
 
 In: generator, encoder, public constants.
-Out: a `Reference`: threshold, whitening, spread of w, the samples' codes and colours, and whether
-they have a way up.
+Out: a `Reference`: threshold, whitening, spread of w, the samples' codes, colours and look, and
+whether they have a way up.
 Guarantees: everything is computed from generator samples; nothing is fitted to the cohort.
 """
 
@@ -17,9 +17,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from client.synthesize.looks import (
+    Seen,
+    average_looks,
+    look_at,
+    look_from,
+    look_rows,
+    relative_errors,
+)
 from common.errors import Bug, ConfigurationError, RefusedError
 from common.models.draws import device_of, draw_normal
 from common.models.encoder import Encoder
+from common.models.look import Look, field_of, look_of
 from common.models.stylegan import Generator
 from common.wire.tensors import Arrays
 
@@ -37,16 +46,18 @@ class InversionPlan:
     batch: int = 16
     samples: int = 192
     components: int = 64
-    # the threshold: `make_reference`
+    # the threshold, of relative errors: `make_reference`
     mismatch_quantile: float = 0.1
-    least_mismatch: float = 0.12
+    least_mismatch: float = 1.0
     own_quantile: float = 0.99
     own_factor: float = 4.0
-    least_own: float = 0.06
+    least_own: float = 0.4
     # whether samples have a way up
     turned: int = 48  # samples that are also inverted turned by a quarter
-    least_upright: float = 0.9  # share of them that must invert best upright
+    least_upright: float = 0.6  # share of them that must invert best upright
     clearly: float = 1.5  # by this factor: an untrained generator inverts a little better one way
+    # an image lies on its side where it inverts better turned, by this factor
+    turned_margin: float = 1.4
 
 
 @dataclass(frozen=True)
@@ -94,9 +105,10 @@ class Whitening:
 class Reference:
     """Public statistics of one generator.
 
-    `threshold`: RMSE in the image range [0, 1] above which an image is rejected. `spread`: the RMS
+    `threshold`: relative error (looks.py) above which an image is rejected. `spread`: the RMS
     deviation of w. `samples`: codes of its samples, the centres of the cells. `colours`: their mean
-    colours, float64 [M, C]. `upright`: whether samples have a way up.
+    colours, float64 [M, C]. `look`: their mean look, float32 [2, C]. `upright`: whether samples
+    have a way up.
     """
 
     whitening: Whitening
@@ -104,7 +116,12 @@ class Reference:
     spread: float
     samples: GeneratorCodes
     colours: NDArray[np.float64]
+    look: NDArray[np.float32]
     upright: bool = False
+
+    def look_on(self, device: torch.device | None = None) -> Look:
+        """Return the samples' mean look on a device, one row: [1, C]."""
+        return look_from(self.look[None], device)
 
     def to_arrays(self) -> Arrays:
         """Return the arrays that `from_arrays` reads, exactly."""
@@ -114,6 +131,7 @@ class Reference:
             "directions": np.ascontiguousarray(self.whitening.directions),
             "samples": self.samples.codes,
             "colours": self.colours,
+            "look": self.look,
             "numbers": np.array([self.threshold, self.spread, self.upright], np.float64),
         }
 
@@ -128,6 +146,7 @@ class Reference:
             spread=spread,
             samples=GeneratorCodes(exact["samples"]),
             colours=exact["colours"],
+            look=exact["look"].astype(np.float32),
             upright=bool(upright),
         )
 
@@ -137,7 +156,8 @@ def make_reference(
 ) -> Reference:
     """Return the reference from `plan.samples` generator samples; `random` may be seeded.
 
-    The threshold is the smaller of two RMSEs, each with a floor:
+    The look is the mean of the samples' looks; all samples are inverted in it, as images will be.
+    The threshold is the smaller of two relative errors, each with a floor:
       a. the `mismatch_quantile` between unrelated samples: a reconstruction further away is not of
          this image
       b. `own_factor` times the `own_quantile` of the encoder's errors on samples: an image with a
@@ -161,30 +181,38 @@ def make_reference(
         )
 
     # whether samples have a way up
-    some = drawn.images[: plan.turned]
+    some = slice(0, plan.turned)
     with freeze(generator, encoder), torch.no_grad():
-        allowed = plan.clearly * rmse(some, drawn.rebuilt[: plan.turned])
-        lying = find_turned(some, allowed, generator, encoder, plan)
+        seen = Seen(drawn.seen[some], drawn.fields[some], drawn.look)
+        errors = relative_errors(drawn.rebuilt[some], seen.images, seen.fields)
+        lying = find_turned(seen, errors, 1 / plan.clearly, generator, encoder, plan)
 
     # the space of the codes, the threshold, the spread
     samples = GeneratorCodes(drawn.codes.double().cpu().numpy())
     spread = float((drawn.w - drawn.w.mean(dim=0)).square().mean().sqrt())
     return Reference(
         whitening=Whitening.fit(samples, plan.components),
-        threshold=_threshold(drawn.images, rmse(drawn.images, drawn.rebuilt), plan),
+        threshold=_threshold(drawn, plan),
         spread=max(spread, 1e-6),
         samples=samples,
         colours=mean_colours(drawn.images),
+        look=look_rows(drawn.look)[0],
         upright=float(1 - lying.mean()) >= plan.least_upright,
     )
 
 
 @dataclass(frozen=True)
 class _Samples:
-    """Generator samples: w [M, d_w], images [M, C, H, W]; by the encoder: codes, rebuilt images."""
+    """Generator samples: w [M, d_w], images [M, C, H, W] and their mean look.
+
+    In that look: as the encoder sees them, with their fields; its codes and rebuilt images.
+    """
 
     w: Tensor
     images: Tensor
+    look: Look
+    seen: Tensor
+    fields: Tensor
     codes: Tensor
     rebuilt: Tensor
 
@@ -192,25 +220,36 @@ class _Samples:
 def _draw_samples(
     generator: Generator, encoder: Encoder, plan: InversionPlan, random: torch.Generator
 ) -> _Samples:
-    """Draw `plan.samples` samples and invert them, a batch at a time."""
-    batches = []
+    """Draw `plan.samples` samples, and invert them in their mean look, a batch at a time."""
+    # the samples and their mean look
+    drawn = []
     device = device_of(generator)
     with freeze(generator, encoder), torch.no_grad():
         for start in range(0, plan.samples, plan.batch):
             count = min(plan.batch, plan.samples - start)
             w = generator.mapping(draw_normal((count, generator.latent), random, device))
             image = generator.synthesis(generator.broadcast(w), noise=random).clamp(-1, 1)
-            inverted = encoder.invert(image, generator, plan.iterations, keep_best=True)
-            rebuilt = inverted.reconstructions.clamp(-1, 1)
-            batches.append((w, image, inverted.codes.flatten(1), rebuilt))
-    return _Samples(*(torch.cat(column) for column in zip(*batches, strict=True)))
+            drawn.append((w, image))
+        w, images = (torch.cat(column) for column in zip(*drawn, strict=True))
+        common = average_looks(look_of(images, field_of(images)))
+
+        # their inversions
+        inverted = []
+        for some in torch.split(images, plan.batch):
+            seen = look_at(some, common)
+            found = encoder.invert(seen.images, generator, plan.iterations, keep_best=True)
+            rebuilt = found.reconstructions.clamp(-1, 1)
+            inverted.append((seen.images, seen.fields, found.codes.flatten(1), rebuilt))
+        rest = (torch.cat(column) for column in zip(*inverted, strict=True))
+        return _Samples(w, images, common, *rest)
 
 
-def _threshold(images: Tensor, errors: NDArray[np.float64], plan: InversionPlan) -> float:
+def _threshold(drawn: _Samples, plan: InversionPlan) -> float:
     """The threshold from samples and the encoder's errors on them (`make_reference`)."""
     # the floors: a generator of little variety would reject everything
-    mismatch = float(np.quantile(rmse(images, images.roll(1, dims=0)), plan.mismatch_quantile))
-    foreign = max(mismatch, plan.least_mismatch)
+    unrelated = relative_errors(drawn.seen.roll(1, dims=0), drawn.seen, drawn.fields)
+    foreign = max(float(np.quantile(unrelated, plan.mismatch_quantile)), plan.least_mismatch)
+    errors = relative_errors(drawn.rebuilt, drawn.seen, drawn.fields)
     own = plan.own_factor * float(np.quantile(errors, plan.own_quantile))
     return min(foreign, max(own, plan.least_own))
 
@@ -233,30 +272,28 @@ def mean_colours(x: Tensor) -> NDArray[np.float64]:
 
 
 def find_turned(
-    x: Tensor,
+    seen: Seen,
     errors: NDArray[np.float64],
+    margin: float,
     generator: Generator,
     encoder: Encoder,
     plan: InversionPlan,
 ) -> NDArray[np.bool_]:
-    """Return bool [N]: True unless an image's error is below those of both its quarter turns.
+    """Return bool [N]: True where an image inverts better turned by a quarter, by a factor.
 
-    `errors`: the encoder's, on images [N, C, S, S] as they are.
+    `errors`: relative, of images as they are. `margin`: the factor; above 1 it favours them.
     """
-    lying = np.zeros(len(x), bool)
-    for start in range(0, len(x), plan.batch):
+    lying = np.zeros(len(errors), bool)
+    for start in range(0, len(errors), plan.batch):
         part = slice(start, start + plan.batch)
         for quarters in (1, 3):
-            turned = x[part].rot90(quarters, (2, 3))
+            turned = seen.images[part].rot90(quarters, (2, 3))
+            fields = seen.fields[part].rot90(quarters, (2, 3))
             inverted = encoder.invert(turned, generator, plan.iterations, keep_best=True)
             rebuilt = inverted.reconstructions.clamp(-1, 1)
-            lying[part] |= ~(errors[part] < rmse(turned, rebuilt))
+            others = margin * relative_errors(rebuilt, turned, fields)
+            lying[part] |= ~(errors[part] < others)
     return lying
-
-
-def rmse(a: Tensor, b: Tensor) -> NDArray[np.float64]:
-    """Return the root mean square difference [N] of images in [-1, 1], in the range [0, 1]."""
-    return np.asarray((a - b).double().square().mean((1, 2, 3)).sqrt().div(2).cpu())
 
 
 @contextmanager

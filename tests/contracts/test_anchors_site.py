@@ -362,6 +362,24 @@ def test_nearness_to_a_patient_stays_on_the_sheet_and_drops_no_image(
     assert "report this" in capsys.readouterr().err
 
 
+def test_looks_of_patients_never_enter_an_image_that_carries_an_epsilon(
+    hospital: Hospital,
+    weights: dict[str, tensors.Arrays],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are k-averages without noise; `anchors` decodes in the generator's own look."""
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("a look of patients")
+
+    for name in ("show_in", "average_looks", "look_from"):
+        monkeypatch.setattr(f"client.synthesize.appearance.{name}", forbidden)
+    folder = job(hospital, tmp_path / "job", weights, Evidence((), (), ()))
+    work(Job.read(folder), folder, bytes(32))
+    assert len(tensors.read(folder / "out.safetensors", max_bytes=1 << 26)["images"])
+
+
 def test_a_site_may_forbid_anchors(tmp_path: Path, weights: dict[str, tensors.Arrays]) -> None:
     assert "anchors" in Policy().groupings
     assert "similar-swap" not in Policy().groupings

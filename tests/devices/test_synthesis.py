@@ -12,6 +12,7 @@ import torch
 from client.state.group_store import Group, Stratum
 from client.synthesize import align as al
 from client.synthesize import anchors
+from client.synthesize.appearance import Shown, gather_appearances
 from client.synthesize.group import Roster, roster
 from client.synthesize.inversion_sheet import draw_sheet
 from client.synthesize.invert import Inversion, invert
@@ -68,23 +69,25 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
 
 def test_inversion_brings_its_results_back(site: Site) -> None:
     assert isinstance(site.found.codes, np.ndarray)
-    assert len(draw_sheet(site.images, site.found, site.generator)) > 100
+    assert len(draw_sheet(site.images, site.found, site.generator, site.known.look_on(GPU))) > 100
     assert np.isfinite(site.found.points).all()
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_groups_are_aligned_and_rendered(site: Site, bfloat16: bool) -> None:
     plan = replace(ALIGNMENT, bfloat16=bfloat16)
+    common = site.known.look_on(GPU)
     names = site.who.pseudonyms
     groups = [Group(names[:K], Stratum(0, 0), K), Group(names[K:], Stratum(0, 0), K)]
     patients = al.measure_patients(
-        site.images, site.found, site.who, site.generator, site.critic, plan
+        site.images, site.found, site.who, site.generator, site.critic, plan, common
     )
     statistics = al.gather_statistics(groups, patients, site.generator, plan)
     aligned = al.align(statistics, site.generator, site.critic, plan, site.known.spread)
     assert aligned.codes.device == aligned.after.device == GPU
     codes = find_directions(site.known, 2, K, "similar").move_out(aligned.codes)
-    stacks = al.render_outputs(codes, 2, site.generator, torch.Generator(GPU))
+    shown = Shown(common, gather_appearances(groups, site.who, site.found))
+    stacks = al.render_outputs(codes, 2, site.generator, torch.Generator(GPU), shown=shown)
     assert [stack.shape for stack in stacks] == [(2, *site.images.shape[1:])] * 2
 
 

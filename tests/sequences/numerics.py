@@ -122,6 +122,7 @@ class Numerics:
             codes=flat.reshape(-1, LAYERS, WIDTH),
             errors=np.zeros(count),
             accepted=np.ones(count, np.bool_),
+            looks=np.ones((count, 2, 3), np.float32),
         )
 
     def measure(self, images: Images, found: Any, who: Any, *_: Any) -> dict[str, Shown]:
@@ -148,7 +149,7 @@ class Numerics:
             self._behind[codes[-1].numpy().tobytes()] = shown
         return SimpleNamespace(codes=torch.stack(codes))
 
-    def render_outputs(self, codes: torch.Tensor, count: int, *_: Any) -> list[Images]:
+    def render_outputs(self, codes: torch.Tensor, count: int, *_: Any, **__: Any) -> list[Images]:
         """Return `count` stacks of images of codes, each with noise maps of its own."""
         stacks: list[Images] = []
         for _ in range(count):
@@ -274,9 +275,9 @@ def latent_loss(study: Study) -> Loss:
 def reference() -> Reference:
     """Return the public statistics of a generator, always the same."""
     samples = GeneratorCodes(np.random.default_rng(7).normal(size=(SAMPLES, LAYERS * WIDTH)))
-    return Reference(
-        Whitening.fit(samples, LAYERS * WIDTH), 1.0, 1.0, samples, np.zeros((SAMPLES, 3))
-    )
+    colours = np.zeros((SAMPLES, 3))
+    look = np.ones((2, 3), np.float32)
+    return Reference(Whitening.fit(samples, LAYERS * WIDTH), 1.0, 1.0, samples, colours, look)
 
 
 def code_of(image: Images) -> np.ndarray:

@@ -241,12 +241,15 @@ def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
     plan = SMALL["synthesis"] | {"grouping": "cells", "spread_directions": directions}
     group = Group(tuple("abcde"), Stratum(0), 5)
     who = Roster(tuple("abcde"), (Stratum(0),) * 5, tuple((i,) for i in range(5)))
-    looked = SimpleNamespace(spread=1.0), SimpleNamespace(accepted=np.ones(5, np.bool_))
+    looks = np.ones((5, 2, 3), np.float32)
+    known = SimpleNamespace(spread=1.0, look_on=lambda _: None)
+    looked = known, SimpleNamespace(accepted=np.ones(5, np.bool_), looks=looks)
     batch = SimpleNamespace(
         synthesis=small_study(synthesis=plan).synthesis,
         cohort=SimpleNamespace(images=np.zeros((5, 2, 2, 3))),
         generator=lambda: None,
         critic=lambda: None,
+        device=None,
         report=lambda _: lambda *_: None,
     )
     monkeypatch.setattr("client.child.batch.measure_patients", lambda *_: {})
@@ -254,7 +257,7 @@ def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
     monkeypatch.setattr("client.child.batch.align", lambda *_: SimpleNamespace(codes=aligned_codes))
     monkeypatch.setattr(
         "client.child.batch.render_outputs",
-        lambda codes, *_: drawn.append(codes) or [np.zeros((1, 2, 2, 3))],
+        lambda codes, *_, **__: drawn.append(codes) or [np.zeros((1, 2, 2, 3))],
     )
     moved = SimpleNamespace(move_out=lambda codes: codes + 1)
     monkeypatch.setattr(
@@ -279,12 +282,14 @@ def test_a_group_of_which_a_member_has_no_accepted_image_gives_no_average(
     group = Group(tuple("abcde"), Stratum(0), 5)
     who = Roster(tuple("abcde"), (Stratum(0),) * 5, tuple((i,) for i in range(5)))
     accepted = np.isin(np.arange(5), missing, invert=True)
-    looked = SimpleNamespace(spread=1.0), SimpleNamespace(accepted=accepted)
+    known = SimpleNamespace(spread=1.0, look_on=lambda _: None)
+    looked = known, SimpleNamespace(accepted=accepted)
     batch = SimpleNamespace(
         synthesis=small_study().synthesis,
         cohort=SimpleNamespace(images=np.zeros((5, 2, 2, 3))),
         generator=lambda: None,
         critic=lambda: None,
+        device=None,
     )
     monkeypatch.setattr("client.child.batch.measure_patients", measure)
     if missing:
@@ -366,7 +371,8 @@ def test_no_image_is_made_for_a_group_whose_images_cannot_leave(
 
     # the last group's second member has no accepted image: it gives none
     accepted = np.arange(24) != 23
-    looked = SimpleNamespace(spread=1.0), SimpleNamespace(accepted=accepted)
+    known = SimpleNamespace(spread=1.0, look_on=lambda _: None)
+    looked = known, SimpleNamespace(accepted=accepted)
     monkeypatch.setattr("client.child.batch.group_patients", lambda *_: formed)
     monkeypatch.setattr("client.child.batch.choose_privatized", lambda *_: groups[:3])
     monkeypatch.setattr("client.child.batch.align_groups", align)

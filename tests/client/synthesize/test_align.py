@@ -16,14 +16,17 @@ from client.synthesize import features as fs
 from client.synthesize import group as g
 from client.synthesize import invert as inv
 from client.synthesize import reference
+from client.synthesize.looks import look_at
 from common.errors import Bug, ConfigurationError, PolicyError
 from common.models.encoder import Encoder
 from common.models.images import to_uint8, to_unit
+from common.models.look import Look
 from common.models.stylegan import Critic, Generator
 from common.study.synthesis import Synthesis
 
 torch.set_num_threads(1)
 KEY = b"k" * 32
+COMMON = Look(torch.zeros(1, 3), torch.full((1, 3), 0.3))
 PLAN = al.AlignmentPlan(steps=6, batch=4)
 
 
@@ -62,12 +65,14 @@ def inversion_of(codes: torch.Tensor) -> inv.Inversion:
     """An inversion that accepts all of these codes."""
     points = codes.flatten(1).double().numpy()
     count = len(codes)
-    return inv.Inversion(points, points, codes.numpy(), np.zeros(count), np.ones(count, bool))
+    looks = np.ones((count, 2, 3), np.float32)
+    accepted = np.ones(count, bool)
+    return inv.Inversion(points, points, codes.numpy(), np.zeros(count), accepted, looks)
 
 
 def measure(site: Site, plan: al.AlignmentPlan) -> dict[str, al.PatientStatistics]:
     return al.measure_patients(
-        site.images, site.inversion, site.who, site.generator, site.critic, plan
+        site.images, site.inversion, site.who, site.generator, site.critic, plan, COMMON
     )
 
 
@@ -99,7 +104,8 @@ def naive_loss(
     grams_of, contents, codes = [], [], []
     for name in group.members:
         rows = list(rows_of[name])
-        features = [fs.style_features(to_unit(site.images[[i]]))[0] for i in rows]
+        seen = [look_at(to_unit(site.images[[i]]), COMMON).images for i in rows]
+        features = [fs.style_features(one)[0] for one in seen]
         grams_of.append(
             [sum(naive_gram(f, a, b, p) for f in features) / len(rows) for a, b in windows]
         )
@@ -376,7 +382,7 @@ def test_other_outputs_do_not_see_how_far_members_lie_apart() -> None:
             patch.setattr(
                 al,
                 "render",
-                lambda c, g, r, taken=taken, whole=whole: (taken.append(c), whole(c, g, r))[1],
+                lambda c, g, r, _, taken=taken, whole=whole: (taken.append(c), whole(c, g, r))[1],
             )
             al.render_outputs(codes, 2, site.generator, torch.Generator().manual_seed(4))
         moves.append(taken[1] - taken[0])
@@ -456,7 +462,9 @@ def test_a_site_goes_from_photographs_to_averages() -> None:
     )
     codes = g.patient_codes(found.points, who)
     grouping = g.form_groups(who, 5, "similar", key=KEY, codes=codes)
-    patients = al.measure_patients(site.images, found, who, site.generator, site.critic, PLAN)
+    patients = al.measure_patients(
+        site.images, found, who, site.generator, site.critic, PLAN, COMMON
+    )
     statistics = al.gather_statistics(grouping.groups, patients, site.generator, PLAN)
     result = al.align(statistics, site.generator, site.critic, PLAN, known.spread)
     images = al.render(result.codes, site.generator, random)

@@ -10,13 +10,17 @@ from PIL import Image
 
 from client.synthesize.inversion_sheet import COLUMNS, MOST, draw_sheet, worst_first
 from client.synthesize.invert import Inversion
+from common.models.look import Look
+
+COMMON = Look(torch.zeros(1, 1), torch.ones(1, 1))
 
 
 def inversion(errors: list[float], accepted: list[bool]) -> Inversion:
     """An inversion of codes that mean nothing."""
     points = np.zeros((len(errors), 3))
     codes = np.zeros((len(errors), 2, 3), np.float32)
-    return Inversion(points, points, codes, np.array(errors), np.array(accepted))
+    looks = np.ones((len(errors), 2, 1), np.float32)
+    return Inversion(points, points, codes, np.array(errors), np.array(accepted), looks)
 
 
 def white(size_px: int) -> Any:
@@ -34,7 +38,7 @@ def test_what_was_left_out_comes_first_then_by_falling_error() -> None:
 
 def test_a_pair_is_the_original_at_the_left_and_the_inversion_at_the_right() -> None:
     images = np.stack([np.full((64, 64, 3), shade, np.uint8) for shade in (10, 60)])
-    data = draw_sheet(images, inversion([0.1, 0.3], [True, True]), white(64))
+    data = draw_sheet(images, inversion([0.1, 0.3], [True, True]), white(64), COMMON)
     with Image.open(io.BytesIO(data)) as file:
         sheet = np.asarray(file)
     assert (sheet[:64, :64] == 60).all()  # the worse one first
@@ -45,7 +49,7 @@ def test_a_pair_is_the_original_at_the_left_and_the_inversion_at_the_right() -> 
 def test_every_left_out_image_goes_before_a_long_list_of_accepted_ones() -> None:
     count = MOST + 20
     found = inversion([0.5] * count, [i != count - 1 for i in range(count)])
-    data = draw_sheet(np.zeros((count, 16, 16, 1), np.uint8), found, white(16))
+    data = draw_sheet(np.zeros((count, 16, 16, 1), np.uint8), found, white(16), COMMON)
     with Image.open(io.BytesIO(data)) as file:
         sheet = np.asarray(file)
     assert worst_first(found)[0] == count - 1

@@ -21,7 +21,14 @@ KEY = b"k" * 32
 def reference() -> Reference:
     rng = np.random.default_rng(0)
     samples = GeneratorCodes(rng.normal(size=(64, 12)))
-    return Reference(Whitening.fit(samples, 6), 0.06, 1.0, samples, rng.random((64, 3)))
+    return Reference(
+        Whitening.fit(samples, 6),
+        0.06,
+        1.0,
+        samples,
+        rng.random((64, 3)),
+        np.ones((2, 3), np.float32),
+    )
 
 
 def inversion(count: int, seed: int = 0, ties: bool = False) -> Inversion:
@@ -34,7 +41,8 @@ def inversion(count: int, seed: int = 0, ties: bool = False) -> Inversion:
     codes = rng.normal(size=(count, 3, 4)).astype(np.float32)
     points = reference().whitening(codes)
     colours = mean_colours(images.float())
-    return Inversion(points, colours, codes, np.zeros(count), np.ones(count, np.bool_))
+    looks = np.ones((count, 2, 3), np.float32)
+    return Inversion(points, colours, codes, np.zeros(count), np.ones(count, np.bool_), looks)
 
 
 def groups(

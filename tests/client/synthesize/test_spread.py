@@ -17,6 +17,7 @@ from common.errors import Bug
 from tests.studies import SMALL, small_study
 
 LAYERS, LATENT, COMPONENTS = 3, 4, 6
+LOOK = np.ones((2, 3), np.float32)
 GROUPED: tuple[Mode, ...] = ("similar", "similar-swap", "cells", "random")
 
 
@@ -27,7 +28,9 @@ def reference(seed: int = 0, count: int = 192) -> Reference:
         3, 0.3, LAYERS * LATENT
     ) + rng.normal(size=12)
     samples = GeneratorCodes(codes)
-    return Reference(Whitening.fit(samples, COMPONENTS), 0.06, 1.0, samples, rng.random((count, 3)))
+    return Reference(
+        Whitening.fit(samples, COMPONENTS), 0.06, 1.0, samples, rng.random((count, 3)), LOOK
+    )
 
 
 def some_codes(count: int, seed: int = 1) -> torch.Tensor:
