@@ -34,6 +34,7 @@ DTYPES: dict[str, np.dtype[np.generic]] = {
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 METADATA = "__metadata__"
+SOURCE = "source"  # `source 1` and on: the public sources of a checkpoint, in its metadata
 HEADER_CAP_BYTES = 1 << 20
 NUMBER_CAP = 1 << 40  # of a shape or an offset
 DIMENSIONS_CAP = 16

@@ -23,6 +23,7 @@ from server.cli.output import check_folder
 from server.cli.state_folder import load_operator_key, open_record
 from server.cli.terminal import write
 from server.operator import plan as plans
+from server.operator.checkpoint_sources import public_sources
 from server.operator.config import Limits, limits_in
 from server.operator.state import ServerState
 from server.operator.update_norms import write_missing_norms
@@ -48,12 +49,15 @@ def plan(study: StudyFile, state: PlanState = None, as_json: AsJson = False) -> 
     need = plans.check_room(loaded, report, plan_limits(state))
     if as_json:
         facts = report_facts(loaded, report) | {"written": written, "room": asdict(need)}
+        facts["public_sources"] = public_sources(loaded, study.parent)
         write(json.dumps(facts) + "\n")
     else:
         for model, cap in written.items():
             write(f"wrote models.{model}.max_update_norm: {cap:g}\n")
         write(report.to_text() + "\n")
         write("\n".join(forecast_lines(loaded)) + "\n")
+        for file, names in public_sources(loaded, study.parent).items():
+            write(f"{file} knows {'; '.join(names)}\n")
         write(f"hash {loaded.hash()} ({fingerprint_words(loaded.hash())})\n")
     if report.verdict == "over budget":
         raise PolicyError(

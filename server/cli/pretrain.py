@@ -26,9 +26,12 @@ PHANTOM_ORIGIN = (
     "CC0-1.0",
     "none: nobody is in them",
 )
-ImageSource = Annotated[
-    Path | None,
-    typer.Argument(help="public images, folder or .npz; wgan: image and mask pairs, or --phantoms"),
+ImageSources = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        help="public images, folder or .npz; gan: one source or several; wgan: image and mask "
+        "pairs, or --phantoms"
+    ),
 ]
 Out = Annotated[Path, typer.Option(help="folder for the checkpoint")]
 Minutes = Annotated[float, typer.Option(min=0.01, help="how long to train")]
@@ -36,9 +39,27 @@ Model = Annotated[str, typer.Option(help="gan (with its encoder), glow or wgan")
 SizePx = Annotated[int, typer.Option("--size", min=1, help="width and height in pixels")]
 Channels = Annotated[int, typer.Option(help="1 (grey) or 3 (colour)")]
 CHANNELS = (1, 3)
-ImagesFrom = Annotated[str, typer.Option(help="model card: where the images come from")]
-Licence = Annotated[str, typer.Option(help="model card: the images' licence")]
-Attribution = Annotated[str, typer.Option(help="model card: whom the licence wants named")]
+# a checkpoint to begin with knows the coarse part; its critic waits until the encoder has adapted
+ONWARDS = {"coarse": 0.0, "alone": 0.15}
+ImagesFrom = Annotated[
+    list[str] | None,
+    typer.Option(help="model card: where the images come from; once for each source, in order"),
+]
+Licence = Annotated[list[str] | None, typer.Option(help="model card: the images' licence, so too")]
+Attribution = Annotated[
+    list[str] | None, typer.Option(help="model card: whom the licence wants named, so too")
+]
+Note = Annotated[str, typer.Option(help="model card: what else a reader must know of the training")]
+Start = Annotated[
+    Path | None, typer.Option(help="gan: folder with a checkpoint of the same sizes to begin with")
+]
+Cameras = Annotated[
+    bool | None,
+    typer.Option(
+        help="gan: show photographs of the fundus as other cameras would, in one look; default: "
+        "where they are framed by their field of view"
+    ),
+]
 Exclude = Annotated[
     Path | None, typer.Option(help="gan, glow: file of image names to leave out, one a line")
 ]
@@ -76,12 +97,12 @@ Latent = Annotated[
 class Task:
     """What the command line asks for."""
 
-    images: Path | None
+    sources: tuple[Path, ...]
     out: Path
     minutes: float
     size_px: int
     channels: int
-    origin: tuple[str, str, str]
+    origins: tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]
     exclude: Path | None
     resume: bool
     study: Path | None
@@ -90,15 +111,43 @@ class Task:
     width: int | None
     latent: int | None
     field_of_view: bool | None = None
+    start: Path | None = None
+    cameras: bool | None = None
+    note: str = ""
 
-    def public_images(self) -> Path:
-        """Return the source of public images; raises ConfigurationError where none was given."""
-        if self.images is None:
+    def public_sources(self) -> tuple[Path, ...]:
+        """Return the sources of public images; raises ConfigurationError where none was given."""
+        if not self.sources:
             raise ConfigurationError(
                 "pretrain: no public images given",
                 hint="kohort-server pretrain FOLDER --out OUT; FOLDER (or an .npz) holds them",
             )
-        return self.images
+        return self.sources
+
+    def public_images(self) -> Path:
+        """Return the one source of public images; raises ConfigurationError for none or several."""
+        sources = self.public_sources()
+        if len(sources) > 1:
+            raise ConfigurationError(
+                f"pretrain: {len(sources)} sources given, expected one",
+                hint="several sources: --model gan",
+            )
+        return sources[0]
+
+    def provenances(self) -> tuple[Provenance, ...]:
+        """Return where each source comes from.
+
+        Raises ConfigurationError where not every source has its origin, licence and attribution.
+        """
+        count = max(1, len(self.sources))
+        for name, given in zip(("source", "licence", "attribution"), self.origins, strict=True):
+            if len(given) not in (0, count):
+                raise ConfigurationError(
+                    f"pretrain: --{name} given {len(given)} times for {count} sources",
+                    hint=f"give --{name} once for each source, in their order",
+                )
+        filled = [given or ("",) * count for given in self.origins]
+        return tuple(Provenance(*one, note=self.note) for one in zip(*filled, strict=True))
 
     def is_fundus(self) -> bool:
         """Return whether a folder's photographs are framed by their field of view."""
@@ -110,16 +159,17 @@ class Task:
 
 
 def pretrain(
-    images: ImageSource = None,
+    images: ImageSources = None,
     *,
     out: Out,
     minutes: Minutes = 40.0,
     model: Model = "gan",
     size_px: SizePx = 64,
     channels: Channels = 3,
-    source: ImagesFrom = "",
-    licence: Licence = "",
-    attribution: Attribution = "",
+    source: ImagesFrom = None,
+    licence: Licence = None,
+    attribution: Attribution = None,
+    note: Note = "",
     exclude: Exclude = None,
     resume: Resume = False,
     study: StudyOption = None,
@@ -128,6 +178,8 @@ def pretrain(
     width: Width = None,
     latent: Latent = None,
     field_of_view: FieldOfView = None,
+    start: Start = None,
+    cameras: Cameras = None,
 ) -> None:
     """Train a starting checkpoint on public images.
 
@@ -138,19 +190,19 @@ def pretrain(
             f"--channels: expected 1 or 3, got {channels}", hint="1 is grey, 3 is colour"
         )
     check_folder("--out", out)
-    origin = (source, licence, attribution)
+    origins = (tuple(source or ()), tuple(licence or ()), tuple(attribution or ()))
     if study is not None and (width or latent):
         raise ConfigurationError(
             "pretrain: --width and --latent beside --study, which says both",
             hint="give --study alone, or change the plan",
         )
     task = Task(
-        images,
+        tuple(images or ()),
         out,
         minutes,
         size_px,
         channels,
-        origin,
+        origins,
         exclude,
         resume,
         study,
@@ -159,6 +211,9 @@ def pretrain(
         width,
         latent,
         field_of_view,
+        start,
+        cameras,
+        note,
     )
     if model == "gan":
         train_gan(task)
@@ -179,9 +234,9 @@ def train_gan(task: Task) -> None:
     from server.pretrain.gan import run
     from server.pretrain.session import Session
 
-    images = task.public_images()
+    images = task.public_sources()
     plan = gan_options(task)
-    origin = Provenance(*task.origin)
+    origins = task.provenances()
     with progress_bar("pretrain") as bar:
         row = bar.add_task("gan", total=100)
 
@@ -190,14 +245,23 @@ def train_gan(task: Task) -> None:
 
         session = Session(task.minutes, resume=task.resume, device=task.device, progress=show)
         is_fundus = task.is_fundus()
-        run(images, task.out, plan, origin, session, task.exclude, field_of_view=is_fundus)
+        run(
+            images,
+            task.out,
+            plan,
+            origins,
+            session,
+            task.exclude,
+            field_of_view=is_fundus,
+            start=task.start,
+        )
 
 
 def gan_options(task: Task) -> PretrainPlan:
     """Return the sizes of generator, critic and encoder: those of --study, or as given."""
     from server.pretrain.gan_plan import PretrainPlan
 
-    given: dict[str, int] = {"size_px": task.size_px, "channels": task.channels}
+    given: dict[str, float] = {"size_px": task.size_px, "channels": task.channels}
     if task.width is not None:
         given |= {"width": task.width, "encoder_width": task.width}
     if task.latent is not None:
@@ -209,6 +273,9 @@ def gan_options(task: Task) -> PretrainPlan:
             given |= {"width": study.models.gan.width, "latent": study.models.gan.latent}
         if study.models.encoder is not None:
             given["encoder_width"] = study.models.encoder.width
+    given["cameras"] = task.is_fundus() if task.cameras is None else task.cameras
+    if task.start is not None:
+        given |= ONWARDS
     return PretrainPlan(**given)  # type: ignore[arg-type]
 
 
@@ -223,7 +290,7 @@ def train_flow(task: Task) -> None:
             hint="leave --latent out",
         )
     images = task.public_images()
-    origin = Provenance(*task.origin)
+    (origin,) = task.provenances()
     options = flow_options(task)
     size_px, channels = flow_size(task)
     names = read_names(task.exclude)
@@ -327,12 +394,13 @@ def read_pair_source(task: Task, size_px: int) -> tuple[PublicPairs, Provenance]
     """Return the pairs to train on and where they come from."""
     from server.public_data.pairs import phantom_pairs, read_pairs
 
-    if (task.images is None) == (task.phantoms == 0):
+    if (not task.sources) == (task.phantoms == 0):
         raise ConfigurationError(
             "pretrain --model wgan: expected public pairs, or --phantoms N",
             hint="give exactly one of them",
         )
-    if task.images is None:
+    if not task.sources:
         pairs = phantom_pairs(task.phantoms, PHANTOM_PATCHES, size_px, seed=0)
         return pairs, Provenance(*PHANTOM_ORIGIN)
-    return read_pairs(task.images, size_px), Provenance(*task.origin)
+    (origin,) = task.provenances()
+    return read_pairs(task.public_images(), size_px), origin

@@ -15,6 +15,7 @@ The recipe, for a few hundred photographs:
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,16 +24,18 @@ from torch import Tensor
 
 from common.errors import ConfigurationError
 from common.models.draws import device_of
+from common.models.look import field_of
 from common.storage.files import atomic_write
 from common.wire.tensors import write
 from server.pretrain.code_bank import CodeBank
-from server.pretrain.gan_files import card, save
+from server.pretrain.gan_files import card, describe_sources, save
 from server.pretrain.gan_plan import PretrainPlan
 from server.pretrain.gan_schedule import phase_at
 from server.pretrain.gan_state import (
     Networks,
     Training,
     begin,
+    load_start,
     note_losses,
     restore,
     set_rates,
@@ -49,30 +52,36 @@ from server.pretrain.gan_step import (
     train_makers,
 )
 from server.pretrain.memory import keep_memory
+from server.pretrain.photographs import Photographs
 from server.pretrain.prior import centre, fit_prior, flat_codes
 from server.pretrain.provenance import Provenance
 from server.pretrain.session import Session, usable_device
-from server.public_data.augmentation import shown, tint, views
+from server.public_data.augmentation import shown, views
+from server.public_data.cameras import known_part
 from server.public_data.images import Source, read_names, read_source
+from server.public_data.sources import join_sources
 
 STATE_FILE = "training/state.safetensors"
 ENCODED_AT_ONCE = 64
 
 
 def run(
-    images: Path,
+    images: Sequence[Path],
     out: Path,
     plan: PretrainPlan,
-    provenance: Provenance,
+    provenances: Sequence[Provenance],
     session: Session,
     exclude: Path | None = None,
     *,
     field_of_view: bool = False,
+    start: Path | None = None,
 ) -> Training:
     """Read the photographs, train, and write the checkpoint and its card into `out`.
 
+    `images` and `provenances`: one for each source.
     `exclude`: a text file of names, one a line, that must not be in the training set.
     `field_of_view`: whether a folder's photographs are of the fundus, and framed as such.
+    `start`: a folder with a checkpoint of the same sizes to begin with.
     Raises ConfigurationError for sources that do not fit, for a session without a limit, and for an
     unknown torch device. Raises it also for an existing checkpoint or an interrupted run, unless
     the session resumes.
@@ -88,9 +97,16 @@ def run(
 
     # read the photographs and train
     names = read_names(exclude)
-    source = read_source(images, plan.size_px, plan.channels, names, field_of_view=field_of_view)
-    training = pretrain(source, plan, out, session)
-    text = card(training, source, plan, provenance, names, out)
+    finer = 2 if plan.cameras else 1  # enlarging shows details
+    sources = [
+        read_source(
+            path, plan.size_px, plan.channels, names, field_of_view=field_of_view, finer=finer
+        )
+        for path in images
+    ]
+    known = describe_sources(sources, provenances)
+    training = pretrain(join_sources(sources), plan, out, session, start=start, known=known)
+    text = card(training, sources, plan, provenances, names, out)
     atomic_write(out / "MODEL_CARD.md", text.encode())
     return training
 
@@ -103,8 +119,12 @@ def pretrain(
     *,
     save_every_s: float = 120.0,
     look_every_s: float = 900.0,
+    start: Path | None = None,
+    known: Mapping[str, str] | None = None,
 ) -> Training:
-    """Return the networks at the end of the session.
+    """Return the networks at the end of the session, which begins with the checkpoint `start`.
+
+    The files carry the texts `known` about the sources.
 
     The state is written every `save_every_s` seconds; checkpoint, sheet and losses every
     `look_every_s`. A session that resumes continues the state in `out`.
@@ -114,11 +134,14 @@ def pretrain(
     training = begin(plan, device)
     if session.resume and (out / STATE_FILE).is_file():
         restore(training, out / STATE_FILE)
+    elif start is not None:
+        load_start(training, start)
     chance = Chance(
         np.random.default_rng([plan.seed, training.step]),
         torch.Generator(device).manual_seed(plan.seed + training.step),
     )
-    photographs, sides = views(source, 6, np.random.default_rng(plan.seed), device)
+    photographs = Photographs(source, plan, device)
+    source = photographs.plain
     bank = CodeBank(plan.bank)
     networks = training.networks
     began = time.monotonic() - training.seconds
@@ -136,18 +159,17 @@ def pretrain(
         set_rates(training, phase)
 
         # (2) encode a batch of photographs; the bank keeps their codes
-        rows = torch.as_tensor(chance.rows.integers(len(photographs), size=plan.reconstructed))
-        x = tint(shown(photographs[rows.to(device)]), chance.values)
-        codes = encode(networks, x, phase.size_px, plan.again, chance)
+        batch, sides = photographs.draw(plan.reconstructed, chance.rows, chance.values)
+        codes = encode(networks, batch.seen, phase.size_px, plan.again, chance)
         if phase.textured and not bank.textures:
             bank = CodeBank(plan.bank)  # drop the codes that have no textures
-        bank.add(codes, sides[rows], x if phase.textured else None)
+        bank.add(codes, sides, batch.wanted if phase.textured else None)
 
         # (3) generate reconstructions and, once there is a critic, averages of codes
         fakes = generate(networks.generator, codes, bank, plan, phase, chance)
 
         # (4) train encoder and generator
-        parts = losses(networks, x, fakes, bank, plan, phase, chance)
+        parts = losses(networks, batch, fakes, bank, plan, phase, chance)
         train_makers(training, parts, phase)
         if phase.textured:
             keep_noise(networks.generator, plan.least_noise)
@@ -165,7 +187,7 @@ def pretrain(
         # (7) now and then write the files to look at, or at least the state
         if time.monotonic() - looked > look_every_s:
             finish(training, bank, plan.prior_steps, chance.values)
-            save(training, source, plan, out)
+            save(training, source, plan, out, known)
             saved = time.monotonic()
             looked = saved
         elif time.monotonic() - saved > save_every_s:
@@ -176,8 +198,11 @@ def pretrain(
     # the photographs in the order of `encode_all`
     plain, _ = views(source, 1, np.random.default_rng(0), device)
     codes_of_all = encode_all(training.averages, source)
-    finish(training, codes_of_all, 8 * plan.prior_steps, chance.values, plain)
-    save(training, source, plan, out)
+    counts = None
+    if plan.cameras:
+        counts = known_part(field_of(shown(plain)))
+    finish(training, codes_of_all, 8 * plan.prior_steps, chance.values, plain, counts)
+    save(training, source, plan, out, known)
     return training
 
 
@@ -200,11 +225,13 @@ def finish(
     steps: int,
     draw: torch.Generator,
     photographs: Tensor | None = None,
+    counts: Tensor | None = None,
 ) -> None:
     """Centre the layers' codes, then teach the mapping network their distribution.
 
     With `photographs`, uint8 [M, C, S, S], one for each code of the bank, the mapping learns their
-    `flat_codes`. Without them, as during training, it learns the means of the codes' layers.
+    `flat_codes`, where pixels count if `counts` is 1. Without them, as during training, it learns
+    the means of the codes' layers.
     """
     if not bank.codes:
         return
@@ -219,6 +246,6 @@ def finish(
     mapping = training.averages.generator.mapping
     codes = torch.stack(bank.codes).mean(1)
     if photographs is not None:
-        codes = flat_codes(training.averages.generator, photographs, codes)
+        codes = flat_codes(training.averages.generator, photographs, codes, counts)
     fit_prior(mapping, codes, steps, draw)
     training.networks.generator.mapping.load_state_dict(mapping.state_dict())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,21 +17,32 @@ from common.models.draws import device_of, draw_normal
 from common.models.images import to_uint8, to_unit
 from common.models.weights import numpy_weights
 from common.storage.files import atomic_write, file_digest
-from common.wire.tensors import write
+from common.wire.tensors import SOURCE, write
 from server.pretrain.gan_plan import PretrainPlan
 from server.pretrain.gan_state import PREFIXES, Networks, Training, state
 from server.pretrain.provenance import Provenance
 from server.public_data.images import Source
+from server.public_data.sources import people_of
 
 
-def save(training: Training, source: Source, plan: PretrainPlan, out: Path) -> None:
-    """Write checkpoint, state and sample sheet into `out`."""
+def save(
+    training: Training,
+    source: Source,
+    plan: PretrainPlan,
+    out: Path,
+    known: Mapping[str, str] | None = None,
+) -> None:
+    """Write checkpoint, state and sample sheet into `out`.
+
+    Both files of the checkpoint carry the texts `known`.
+    """
     generator, critic, encoder = training.averages
     write(
         out / "gan.safetensors",
         numpy_weights(generator, "generator.") | numpy_weights(critic, "critic."),
+        known,
     )
-    write(out / "encoder.safetensors", numpy_weights(encoder, "encoder."))
+    write(out / "encoder.safetensors", numpy_weights(encoder, "encoder."), known)
     write(out / "training" / "state.safetensors", state(training))
     sheet = io.BytesIO()
     Image.fromarray(sample_sheet(training.averages, source, plan)).save(sheet, format="PNG")
@@ -41,15 +53,16 @@ def save(training: Training, source: Source, plan: PretrainPlan, out: Path) -> N
 
 def card(
     training: Training,
-    source: Source,
+    sources: Sequence[Source],
     plan: PretrainPlan,
-    provenance: Provenance,
+    provenances: Sequence[Provenance],
     excluded: list[str],
     out: Path,
 ) -> str:
     """Return the model card in Markdown.
 
-    It names source, licence and the files' SHA-256, and how many names were left out.
+    It names each source with licence and digest, the files' SHA-256, and how many names were left
+    out.
     """
     # one row for each network: its file, size and digest
     rows = []
@@ -65,9 +78,8 @@ def card(
     template = Path(__file__).with_name("cards") / "gan.md"
     return template.read_text(encoding="utf-8").format(
         plan=plan,
-        provenance=provenance,
-        count=len(source.images),
-        digest=source.digest,
+        note=provenances[0].note,
+        sources="\n".join(map(_source_rows, sources, provenances)),
         excluded=len(excluded),
         left_out=left_out,
         steps=training.step,
@@ -75,6 +87,35 @@ def card(
         settings=", ".join(f"{name} {value}" for name, value in asdict(plan).items()),
         rows="\n".join(rows),
     )
+
+
+def describe_sources(
+    sources: Sequence[Source], provenances: Sequence[Provenance]
+) -> dict[str, str]:
+    """Return a text for each source, `source 1` and on, that a checkpoint's file carries."""
+    found = {}
+    for number, (source, provenance) in enumerate(zip(sources, provenances, strict=True), 1):
+        found[f"{SOURCE} {number}"] = (
+            f"{provenance.source} ({len(source.images)} photographs, {provenance.licence}, "
+            f"attribution: {provenance.attribution})"
+        )
+    return found
+
+
+def _source_rows(source: Source, provenance: Provenance) -> str:
+    """The card's rows on one source."""
+    people = len(set(people_of(source)))
+    rows = (
+        ("source", provenance.source),
+        ("licence of the photographs", provenance.licence),
+        ("attribution", provenance.attribution),
+        (
+            "photographs",
+            f"{len(source.images)}, of {people} people as far as known; "
+            f"SHA-256 of the source `{source.digest}`",
+        ),
+    )
+    return "\n".join(f"| {name} | {value} |" for name, value in rows)
 
 
 @torch.no_grad()

@@ -36,6 +36,7 @@ class PretrainPlan:
     gradient_penalty: float = 0.005
     average_decay: float = 0.998
     bank: int = 2048
+    cameras: bool = False  # photographs of the fundus, as other cameras show them, in one look
     seed: int = 0
     weights: Mapping[str, float] = field(
         default_factory=lambda: {

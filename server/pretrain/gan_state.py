@@ -83,6 +83,18 @@ def begin(plan: PretrainPlan, device: torch.device = CPU) -> Training:
     )
 
 
+def load_start(training: Training, folder: Path) -> None:
+    """Put the checkpoint in `folder` into networks and averages.
+
+    Raises RefusedError where it fits another plan.
+    """
+    arrays = read(folder / "gan.safetensors", max_bytes=CHECKPOINT_CAP_BYTES)
+    arrays |= read(folder / "encoder.safetensors", max_bytes=CHECKPOINT_CAP_BYTES)
+    for networks in (training.networks, training.averages):
+        for prefix, network in zip(PREFIXES, networks, strict=True):
+            load_weights(network, arrays, prefix)
+
+
 def set_rates(training: Training, phase: Phase) -> None:
     """Set the learning rates of generator, encoder and critic to those of the phase."""
     make, judge = training.optimisers

@@ -25,7 +25,8 @@ from server.pretrain.losses import (
     texture_distance,
     textures,
 )
-from server.public_data.augmentation import shown, tint
+from server.pretrain.photographs import Photographs
+from server.public_data.cameras import Batch, cut, known_part
 
 R1_EVERY = 8
 GRADIENT_NORM = 10.0
@@ -105,51 +106,59 @@ def generate(
 
 def losses(
     networks: Networks,
-    x: Tensor,
+    batch: Batch,
     fakes: Fakes,
     bank: CodeBank,
     plan: PretrainPlan,
     phase: Phase,
     chance: Chance,
 ) -> Losses:
-    """Return the losses of encoder and generator on photographs `x`, before their weights."""
-    parts = _reconstruction_losses(x, fakes, phase.size_px, plan.sharp if phase.textured else 1.0)
+    """Return the losses of encoder and generator on photographs, before their weights."""
+    sharp = plan.sharp if phase.textured else 1.0
+    parts = _reconstruction_losses(batch, fakes, phase.size_px, sharp)
     if phase.judging:
         networks.critic.requires_grad_(False)
-        parts |= _critic_losses(networks, x, fakes, chance.values)
+        parts |= _critic_losses(networks, batch, fakes, chance.values)
         networks.critic.requires_grad_(True)
     if phase.textured:
-        parts |= _texture_losses(x, fakes, bank, plan.size_px // WINDOWS, chance.values)
+        parts |= _texture_losses(batch.wanted, fakes, bank, plan.size_px // WINDOWS, chance.values)
     return parts
 
 
-def _reconstruction_losses(x: Tensor, fakes: Fakes, size_px: int, sharp: float) -> Losses:
+def _reconstruction_losses(batch: Batch, fakes: Fakes, size_px: int, sharp: float) -> Losses:
     """How far reconstructions are from the photographs, and how far codes are from one small w."""
     shared = fakes.codes.mean(1)
-    wanted = F.adaptive_avg_pool2d(x, size_px)
+    wanted = F.adaptive_avg_pool2d(batch.wanted, size_px)
+    counts = (F.adaptive_avg_pool2d(known_part(batch.field), size_px) >= 1).to(wanted.dtype)
     return {
-        "reconstruction": reconstruction_loss(wanted, fakes.reconstructions, sharp),
+        "reconstruction": reconstruction_loss(wanted, fakes.reconstructions, sharp, counts),
         "detail": (fakes.codes - shared[:, None]).square().mean(),
         "size": shared.square().mean(),
     }
 
 
-def _critic_losses(networks: Networks, x: Tensor, fakes: Fakes, draw: torch.Generator) -> Losses:
-    """The critic's features and score, and the encoder on images of a known code."""
+def _critic_losses(networks: Networks, batch: Batch, fakes: Fakes, draw: torch.Generator) -> Losses:
+    """The critic's features and score, and the encoder on images of a known code.
+
+    The critic sees every generated image cut to the field of a photograph.
+    """
     generator, critic, encoder = networks
     assert fakes.flat is not None
     count = len(fakes.flat)
 
     # what is compared with, without a gradient
     with torch.no_grad():
-        wanted = critic.features(x)
+        wanted = critic.features(batch.wanted)
         known = fakes.images[-count:]
         first = generator.synthesis(encoder.start_codes(1))
 
     # the critic: features of reconstructions as of photographs, and a high score for all fakes
-    pairs = zip(critic.features(fakes.reconstructions), wanted, strict=True)
+    field = batch.field[torch.arange(len(fakes.images)) % len(batch.field)]
+    judged = cut(fakes.images, field)
+    made = critic.features(judged[: len(fakes.codes)])
+    pairs = zip(made, wanted, strict=True)
     feature = torch.stack([F.l1_loss(a, b) for a, b in pairs]).mean()
-    adversarial = F.softplus(-critic(augment(fakes.images, draw))).mean()
+    adversarial = F.softplus(-critic(augment(judged, draw))).mean()
 
     # the encoder finds the w of which an image was made
     found = encoder.start_codes(count) + encoder(known.detach(), first.expand_as(known))
@@ -187,21 +196,21 @@ def train_makers(training: Training, parts: Losses, phase: Phase) -> None:
 
 
 def train_critic(
-    training: Training, photographs: Tensor, fake: Tensor, plan: PretrainPlan, chance: Chance
+    training: Training, photographs: Photographs, fake: Tensor, plan: PretrainPlan, chance: Chance
 ) -> Losses:
     """Update the critic on random photographs against `fake`; return its mean scores.
 
-    `photographs`: uint8 [M, C, S, S] on the device of `fake`.
+    Each generated image is cut to the field of the photograph that it is judged beside.
     """
     critic = training.networks.critic
     judge = training.optimisers[1]
     scores: Losses = {}
     for turn in range(plan.critic_steps):
         # score as many photographs as there are fakes, all augmented in the same way
-        rows = torch.as_tensor(chance.rows.integers(len(photographs), size=len(fake)))
-        real = tint(shown(photographs[rows.to(fake.device)]), chance.values)
+        batch, _ = photographs.draw(len(fake), chance.rows, chance.values)
+        real = batch.wanted
         judged_real = critic(augment(real, chance.values))
-        judged_fake = critic(augment(fake.detach(), chance.values))
+        judged_fake = critic(augment(cut(fake.detach(), batch.field), chance.values))
         loss = F.softplus(-judged_real).mean() + F.softplus(judged_fake).mean()
 
         # the gradient penalty at every eighth step, eight times as heavy

@@ -43,14 +43,20 @@ def augment(x: Tensor, generator: torch.Generator) -> Tensor:
     return torch.roll(x, (dy, dx), (2, 3))
 
 
-def reconstruction_loss(x: Tensor, y: Tensor, sharp: float = 1.0) -> Tensor:
+def reconstruction_loss(
+    x: Tensor, y: Tensor, sharp: float = 1.0, counts: Tensor | None = None
+) -> Tensor:
     """Return the L1 distance of `x` and `y`, with the differences of neighbouring pixels.
+
+    Only where `counts` [N, 1, S, S] is 1; None counts everything.
 
     - Pixels at a quarter of the size count with weight 1/2.
     - Pixels and their differences count with weight `sharp` at full size and with 1 − `sharp` at a
       quarter of the size. The differences count double, for vessels.
     """
     difference = y - x
+    if counts is not None:
+        difference = difference * counts
     coarse = F.avg_pool2d(difference, 4)
     loss = 0.5 * coarse.abs().mean()
     for share, part in ((sharp, difference), (1 - sharp, coarse)):

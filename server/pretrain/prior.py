@@ -39,22 +39,31 @@ def centre(generator: Generator, encoder: Encoder, offset: Tensor) -> None:
         conv.style.bias.add_(conv.style.weight @ offset[layer])
 
 
-def flat_codes(generator: Generator, photographs: Tensor, start: Tensor) -> Tensor:
+def flat_codes(
+    generator: Generator, photographs: Tensor, start: Tensor, counts: Tensor | None = None
+) -> Tensor:
     """Return the w [M, latent] that, used in every layer, come closest to `photographs`.
 
-    `photographs` are uint8 [M, C, S, S]; Adam begins at `start` [M, latent]. The mean over a code's
+    `photographs` are uint8 [M, C, S, S]; Adam begins at `start` [M, latent]. Pixels count where
+    `counts` [M, 1, S, S] is 1, or everywhere. The mean over a code's
     layers would not do: it decodes to two thirds of the variance.
     """
     found = []
-    for x, w in zip(
-        torch.split(photographs, FLAT_BATCH), torch.split(start, FLAT_BATCH), strict=True
+    if counts is None:
+        counts = torch.ones((len(photographs), 1, 1, 1), device=start.device)
+    for x, w, part in zip(
+        torch.split(photographs, FLAT_BATCH),
+        torch.split(start, FLAT_BATCH),
+        torch.split(counts, FLAT_BATCH),
+        strict=True,
     ):
         # Adam on the w of some photographs; the generator gets no gradient
         x = shown(x.to(start.device))
         w = w.detach().clone().requires_grad_(True)
         optimiser = torch.optim.Adam([w], lr=FLAT_RATE)
         for _ in range(FLAT_STEPS):
-            loss = len(x) * reconstruction_loss(x, generator.synthesis(generator.broadcast(w)))
+            made = generator.synthesis(generator.broadcast(w))
+            loss = len(x) * reconstruction_loss(x, made, counts=part)
             (w.grad,) = torch.autograd.grad(loss, w)
             optimiser.step()
         found.append(w.detach())

@@ -18,6 +18,7 @@ import math
 import zipfile
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,8 @@ class Source:
 
     `right` is bool [N], or None where the side of the body is unknown. `digest` is the SHA-256 of
     the .npz file, or of the SHA-256 of every photograph in order of name. `weights` [N] of sum 1 is
-    how often a training draws each image; None draws all alike.
+    how often a training draws each image; None draws all patients alike. `patients` [N] is empty
+    where each image is its own patient.
     """
 
     images: Images
@@ -56,6 +58,7 @@ class Source:
     right: Flags | None
     digest: str
     weights: Floats | None = None
+    patients: tuple[str, ...] = ()
 
 
 def read_source(
@@ -65,12 +68,13 @@ def read_source(
     exclude: Sequence[str] = (),
     *,
     field_of_view: bool = False,
+    finer: int = 1,
 ) -> Source:
     """Return the public photographs in `path` (folder or .npz) without those in `exclude`.
 
     A folder's photographs are framed by their `field_of_view`, or by their longer side with black
-    beside the shorter one. Its `labels.csv`, with columns file and laterality (L or R), gives the
-    sides.
+    beside the shorter one, and resized to `finer` times `size_px`. An .npz may have either size. A
+    folder's `labels.csv`, with columns file and laterality (L or R), gives the sides.
     Raises ConfigurationError for anything else, for a wrong size, for a photograph without a field
     of view where one is asked for, and for fewer than two images.
     """
@@ -78,7 +82,7 @@ def read_source(
         frame: Frame = _frame_whole
         if field_of_view:
             frame = _frame_fundus
-        source = _read_folder(path, size_px, channels, frame, set(exclude))
+        source = _read_folder(path, finer * size_px, channels, frame, set(exclude))
     elif path.suffix == ".npz":
         source = read_npz(path)
     else:
@@ -86,15 +90,21 @@ def read_source(
             f"{path}: expected a folder of photographs or an .npz file",
             hint="a folder of .jpg, .png or .tif files, or an .npz with an array `images`",
         )
-    _check_size(path, source.images, size_px, channels)
+    _check_size(path, source.images, (size_px, finer * size_px), channels)
+    if len(source.patients) not in (0, len(source.images)):
+        raise ConfigurationError(
+            f"{path}: {len(source.patients)} patients, expected one for each of the "
+            f"{len(source.images)} images",
+            hint="give `patients` a value for each image, or leave it out",
+        )
     return _leave_out(path, source, exclude)
 
 
-def _check_size(path: Path, images: Images, size_px: int, channels: int) -> None:
-    """Raise ConfigurationError unless the images are uint8 of this size."""
-    shape = (size_px, size_px, channels)
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] != shape:
-        expected = f"uint8 [N, {size_px}, {size_px}, {channels}]"
+def _check_size(path: Path, images: Images, sizes: tuple[int, int], channels: int) -> None:
+    """Raise ConfigurationError unless the images are uint8 of one of two sizes."""
+    shapes = [(size, size, channels) for size in sizes]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] not in shapes:
+        expected = " or ".join(f"uint8 [N, {h}, {w}, {c}]" for h, w, c in dict.fromkeys(shapes))
         got = f"{images.dtype} {list(images.shape)}"
         raise ConfigurationError(f"{path}: expected images {expected}, got {got}")
 
@@ -127,8 +137,14 @@ def _leave_out(path: Path, source: Source, exclude: Sequence[str]) -> Source:
     weights = source.weights
     if weights is not None:
         weights = weights[keep] / weights[keep].sum()
+    patients = tuple(compress(source.patients, keep))
     return replace(
-        source, images=source.images[keep], names=tuple(names), right=right, weights=weights
+        source,
+        images=source.images[keep],
+        names=tuple(names),
+        right=right,
+        weights=weights,
+        patients=patients,
     )
 
 
@@ -152,12 +168,12 @@ def _decode_text(data: bytes, path: Path) -> str:
 def read_npz(path: Path) -> Source:
     """Return the source in an .npz of at most 4 GiB.
 
-    It has `images` and, if present, `names`, `laterality` (true: right) and `weights`.
+    It has `images` and, if present, `names`, `laterality` (true: right), `weights` and `patients`.
     Raises ConfigurationError for another file, and for weights that are not one positive number an
     image.
     """
     data = read_capped(path, SOURCE_CAP_BYTES)
-    found = arrays_of(data, path, ("images", "names", "laterality", "weights"))
+    found = arrays_of(data, path, ("images", "names", "laterality", "weights", "patients"))
     if "images" not in found:
         raise ConfigurationError(f"{path}: no array `images`; found {sorted(found)}")
     names = tuple(map(str, found.get("names", ())))
@@ -167,8 +183,9 @@ def read_npz(path: Path) -> Source:
     weights = None
     if "weights" in found:
         weights = _share(found["weights"], len(found["images"]), path)
+    patients = tuple(map(str, found.get("patients", ())))
     digest = hashlib.sha256(data).hexdigest()
-    return Source(found["images"], names, right, digest, weights)
+    return Source(found["images"], names, right, digest, weights, patients)
 
 
 def _share(weights: NDArray[Any], count: int, path: Path) -> Floats:

@@ -5,12 +5,18 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import pytest
+
+from common.errors import ConfigurationError
 from common.study.plan import load_study
+from common.wire.tensors import read, write
 from server.cli.pretrain import Task, flow_options, flow_size, gan_options, pair_layout
 from server.operator import plan as plans
 from tests.server.cli.reports import Kohort
 
-TASK = Task(None, Path(), 1.0, 32, 1, ("a", "b", "c"), None, False, None, 0, "cpu", None, None)
+TASK = Task(
+    (), Path(), 1.0, 32, 1, (("a",), ("b",), ("c",)), None, False, None, 0, "cpu", None, None
+)
 
 
 def test_width_and_latent_are_those_that_were_asked_for_or_the_defaults() -> None:
@@ -76,3 +82,38 @@ def test_pretrain_makes_a_checkpoint_of_phantoms_that_a_plan_can_start_from(
         in (tmp_path / "made" / "MODEL_CARD.md").read_text()
     )
     assert plans.parameter_counts(load_study(path), path.parent)["wgan"] > 1000
+
+
+def test_several_sources_need_an_origin_each_and_are_for_the_generator_alone() -> None:
+    two = dataclasses.replace(TASK, sources=(Path("a"), Path("b")))
+    with pytest.raises(ConfigurationError, match="--source given 1 times for 2 sources"):
+        two.provenances()
+    names = ("x", "y")
+    both = dataclasses.replace(two, origins=(names, names, names))
+    assert [one.source for one in both.provenances()] == ["x", "y"]
+    with pytest.raises(ConfigurationError, match="2 sources given, expected one"):
+        both.public_images()
+    with pytest.raises(ConfigurationError, match="source, licence, attribution: missing"):
+        dataclasses.replace(TASK, origins=((), (), ())).provenances()
+
+
+def test_photographs_of_the_fundus_are_shown_as_other_cameras_would() -> None:
+    assert not gan_options(TASK).cameras  # grey
+    colour = dataclasses.replace(TASK, channels=3)
+    assert gan_options(colour).cameras
+    assert not gan_options(dataclasses.replace(colour, field_of_view=False)).cameras
+    assert not gan_options(dataclasses.replace(colour, cameras=False)).cameras
+    assert gan_options(dataclasses.replace(colour, start=Path("x"))).coarse == 0
+
+
+def test_plan_says_which_public_sources_a_checkpoint_knows(tmp_path: Path, kohort: Kohort) -> None:
+    from tests.federation import pairs_plan
+
+    path = pairs_plan(tmp_path / "plan")
+    file = tmp_path / "plan" / "wgan.safetensors"
+    known = {"source 1": "clinic one (5 photographs)", "source 2": "two\x1b[2J\nlines"}
+    write(file, read(file, max_bytes=1 << 24), known)
+    assert kohort("pin", path)[0] == 0
+    code, output, errors = kohort("plan", path)
+    assert code == 0, errors
+    assert "wgan.safetensors knows clinic one (5 photographs); two?[2J?lines\n" in output

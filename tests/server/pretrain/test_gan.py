@@ -17,7 +17,7 @@ from common.models.encoder import load_encoder
 from common.models.images import to_levels
 from common.models.stylegan import Generator, MappingNetwork
 from common.models.weights import load_weights
-from common.wire.tensors import read
+from common.wire.tensors import metadata, read
 from server.pretrain import gan as pretrain
 from server.pretrain import gan_sizes, gan_state
 from server.pretrain import losses as pretrain_losses
@@ -75,7 +75,7 @@ def test_a_run_writes_a_checkpoint_that_loads_and_a_card_that_names_everything(
     out = tmp_path / "out"
     seen: list[tuple[int, float]] = []
     session = Session(steps=5, progress=lambda *at: seen.append(at))
-    pretrain.run(npz(tmp_path), out, PLAN, PROVENANCE, session, exclude)
+    pretrain.run([npz(tmp_path)], out, PLAN, [PROVENANCE], session, exclude)
     gan, encoder = (
         read(out / f"{name}.safetensors", max_bytes=1 << 24) for name in ("gan", "encoder")
     )
@@ -92,7 +92,7 @@ def test_a_run_writes_a_checkpoint_that_loads_and_a_card_that_names_everything(
         "ten painted discs",
         "CC0",
         "nobody",
-        "9, SHA-256",
+        "9, of 9 people",
         "2 names",
         "5 steps",
         "latent 16",
@@ -106,7 +106,7 @@ def test_a_run_writes_a_checkpoint_that_loads_and_a_card_that_names_everything(
 
 def test_an_interrupted_run_continues_where_it_stopped(tmp_path: Path) -> None:
     source = npz(tmp_path)
-    first = pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, Session(steps=3))
+    first = pretrain.run([source], tmp_path / "out", PLAN, [PROVENANCE], Session(steps=3))
     state = gan_state.state(first)
     again = gan_state.begin(PLAN)
     gan_state.restore(again, tmp_path / "out" / "training" / "state.safetensors")
@@ -115,19 +115,19 @@ def test_an_interrupted_run_continues_where_it_stopped(tmp_path: Path) -> None:
     assert any(name.startswith("adam1.") for name in state)
     assert all(np.array_equal(restored[name], state[name]) for name in state)
     session = Session(steps=4, resume=True)
-    assert pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, session).step == 4
+    assert pretrain.run([source], tmp_path / "out", PLAN, [PROVENANCE], session).step == 4
 
 
 def test_a_finished_checkpoint_is_not_overwritten_by_accident(tmp_path: Path) -> None:
     source = npz(tmp_path)
-    pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, Session(steps=1))
+    pretrain.run([source], tmp_path / "out", PLAN, [PROVENANCE], Session(steps=1))
     with pytest.raises(ConfigurationError, match="holds a checkpoint"):
-        pretrain.run(source, tmp_path / "out", PLAN, PROVENANCE, Session(steps=1))
+        pretrain.run([source], tmp_path / "out", PLAN, [PROVENANCE], Session(steps=1))
     with pytest.raises(ConfigurationError, match="minutes or steps"):
-        pretrain.run(source, tmp_path / "new", PLAN, PROVENANCE, Session())
+        pretrain.run([source], tmp_path / "new", PLAN, [PROVENANCE], Session())
     wider = dataclasses.replace(PLAN, width=16)
     with pytest.raises(RefusedError, match="does not fit"):
-        pretrain.run(source, tmp_path / "out", wider, PROVENANCE, Session(steps=2, resume=True))
+        pretrain.run([source], tmp_path / "out", wider, [PROVENANCE], Session(steps=2, resume=True))
 
 
 def test_reconstruction_gets_better(tmp_path: Path) -> None:
@@ -331,13 +331,13 @@ def test_a_run_that_was_killed_in_the_middle_of_a_step_goes_on_from_its_last_sta
     step = int(saved["progress"][0])
     assert step >= reached > 3
     with pytest.raises(ConfigurationError, match="holds a checkpoint"):
-        pretrain.run(source, out, PLAN, PROVENANCE, Session(steps=step + 2))
+        pretrain.run([source], out, PLAN, [PROVENANCE], Session(steps=step + 2))
     seen: list[int] = []
     done = pretrain.run(
-        source,
+        [source],
         out,
         PLAN,
-        PROVENANCE,
+        [PROVENANCE],
         Session(steps=step + 2, resume=True, progress=lambda at, _: seen.append(at)),
     )
     assert seen == [step, step + 1, step + 2]
@@ -377,4 +377,35 @@ def test_synthesis_to_a_smaller_size_is_the_generators_own_below_its_last_layers
 def test_an_unknown_device_is_refused_before_anything_is_read(tmp_path: Path) -> None:
     session = Session(steps=1, device="abacus")
     with pytest.raises(ConfigurationError, match="device abacus"):
-        pretrain.run(tmp_path / "absent.npz", tmp_path / "out", PLAN, PROVENANCE, session)
+        pretrain.run([tmp_path / "absent.npz"], tmp_path / "out", PLAN, [PROVENANCE], session)
+
+
+def test_two_sources_of_other_cameras_make_one_checkpoint_that_names_both(tmp_path: Path) -> None:
+    """Photographs of twice the size; the files and the card say what the checkpoint knows."""
+    paths = []
+    for name, part in (("one", discs()[:5]), ("two", discs()[5:])):
+        path = tmp_path / f"{name}.npz"
+        finer = np.kron(part, np.ones((1, 2, 2, 1), np.uint8))
+        np.savez(path, images=finer, laterality=np.zeros(5, bool))
+        paths.append(path)
+    plan = dataclasses.replace(PLAN, cameras=True, alone=0.0, textured=0.0)
+    known = [Provenance("clinic one", "CC0", "nobody"), Provenance("clinic two", "CC BY", "them")]
+    out = tmp_path / "out"
+    pretrain.run(paths, out, plan, known, Session(steps=2))
+    card = (out / "MODEL_CARD.md").read_text()
+    assert "clinic one" in card and "clinic two" in card
+    for file in ("gan", "encoder"):
+        texts = metadata(out / f"{file}.safetensors")
+        assert texts["source 1"] == "clinic one (5 photographs, CC0, attribution: nobody)"
+        assert texts["source 2"].startswith("clinic two")
+
+    # another run begins with these weights, and only with those of its sizes
+    training = gan_state.begin(plan)
+    gan_state.load_start(training, out)
+    arrays = read(out / "gan.safetensors", max_bytes=1 << 24)
+    for networks in (training.networks, training.averages):
+        assert np.array_equal(
+            networks.generator.constant.detach().numpy(), arrays["generator.constant"]
+        )
+    with pytest.raises(RefusedError, match="does not fit"):
+        gan_state.load_start(gan_state.begin(dataclasses.replace(plan, width=16)), out)
