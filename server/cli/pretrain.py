@@ -54,10 +54,10 @@ Start = Annotated[
     Path | None, typer.Option(help="gan: folder with a checkpoint of the same sizes to begin with")
 ]
 Cameras = Annotated[
-    bool | None,
+    bool,
     typer.Option(
-        help="gan: show photographs of the fundus as other cameras would, in one look; default: "
-        "where they are framed by their field of view"
+        "--cameras",
+        help="gan: show photographs of the fundus as other cameras would take them, in one look",
     ),
 ]
 Exclude = Annotated[
@@ -112,7 +112,7 @@ class Task:
     latent: int | None
     field_of_view: bool | None = None
     start: Path | None = None
-    cameras: bool | None = None
+    cameras: bool = False
     note: str = ""
 
     def public_sources(self) -> tuple[Path, ...]:
@@ -179,7 +179,7 @@ def pretrain(
     latent: Latent = None,
     field_of_view: FieldOfView = None,
     start: Start = None,
-    cameras: Cameras = None,
+    cameras: Cameras = False,
 ) -> None:
     """Train a starting checkpoint on public images.
 
@@ -273,7 +273,7 @@ def gan_options(task: Task) -> PretrainPlan:
             given |= {"width": study.models.gan.width, "latent": study.models.gan.latent}
         if study.models.encoder is not None:
             given["encoder_width"] = study.models.encoder.width
-    given["cameras"] = task.is_fundus() if task.cameras is None else task.cameras
+    given["cameras"] = task.cameras
     if task.start is not None:
         given |= ONWARDS
     return PretrainPlan(**given)  # type: ignore[arg-type]
