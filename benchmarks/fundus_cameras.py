@@ -5,8 +5,8 @@
 
 Data: IDRiD's held-out people and each other source, framed as at a hospital (fundus_sources.py).
 Each photograph is brought into the own look of the generator: that of its samples. The error is
-the RMSE inside the photograph's field, as a share of the photograph's own deviation there: 1 is what
-its mean colour alone would give.
+the RMSE inside the photograph's field, as a share of the photograph's own deviation there. Its mean
+colour alone would give 1.
 - by the encoder alone, the better of one and two steps
 - with `--refined`, after the site's refinement too (client/synthesize/invert.py)
 Of each source the first `--count` photographs of a fixed shuffle count. Nothing is selected here.

@@ -147,7 +147,10 @@ class Task:
                     hint=f"give --{name} once for each source, in their order",
                 )
         filled = [given or ("",) * count for given in self.origins]
-        return tuple(Provenance(*one, note=self.note) for one in zip(*filled, strict=True))
+        return tuple(
+            Provenance(source, licence, attribution, self.note)
+            for source, licence, attribution in zip(*filled, strict=True)
+        )
 
     def is_fundus(self) -> bool:
         """Return whether a folder's photographs are framed by their field of view."""

@@ -16,10 +16,10 @@ from server.public_data.images import Source
 def join_sources(sources: Sequence[Source]) -> Source:
     """Return all photographs as one source, with the `weights` by which each is drawn.
 
-    A source's weight grows with the square root of its patients: a small source counts for more than
-    its size and is not repeated until it is learned by heart. The sides are known where every source
-    knows them. The digest of several sources is the SHA-256 of theirs. Raises ConfigurationError
-    for a source that is given twice and for images of different sizes.
+    A source's weight grows with the square root of its patients: a small source counts for more
+    than its size and is not repeated until it is learned by heart. The sides are known where every
+    source knows them. The digest of several sources is the SHA-256 of theirs. Raises
+    ConfigurationError for a source that is given twice and for images of different sizes.
     """
     if len({source.digest for source in sources}) < len(sources):
         raise ConfigurationError("pretrain: a source is given twice", hint="name every source once")
