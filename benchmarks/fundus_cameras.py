@@ -96,11 +96,10 @@ def read_sources(data: Path, count: int) -> dict[str, np.ndarray]:
     found = {}
     for name in SOURCES:
         if name == "idrid":
-            source = fundus_sources.read_idrid(data, "heldout", SIZE_PX)
+            source = fundus_sources.read_idrid(data, "heldout", SIZE_PX, count)
         else:
-            source = fundus_sources.read_other(data, name, SIZE_PX)
-        order = np.random.default_rng(0).permutation(len(source))[:count]
-        found[name] = source.images[order]
+            source = fundus_sources.read_other(data, name, SIZE_PX, count)
+        found[name] = source.images
     return found
 
 

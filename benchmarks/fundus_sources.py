@@ -39,21 +39,33 @@ class Photographs:
         return len(self.names)
 
 
-def read_idrid(data: Path, role: str, size_px: int) -> Photographs:
-    """The people of `role` in IDRiD, one photograph each."""
+def read_idrid(data: Path, role: str, size_px: int, count: int | None = None) -> Photographs:
+    """The people of `role` in IDRiD, one photograph each: all, or `count` by a fixed shuffle."""
     people = fundus_split.split(PIXELS, data)[role]
     return _framed(
-        people.images, people.names, people.names, people.grades.astype(str), people.right, size_px
+        people.images,
+        people.names,
+        people.names,
+        people.grades.astype(str),
+        people.right,
+        size_px,
+        count,
     )
 
 
-def read_other(data: Path, source: str, size_px: int) -> Photographs:
-    """The photographs of `source`: csdi or one of MEASURED."""
+def read_other(data: Path, source: str, size_px: int, count: int | None = None) -> Photographs:
+    """The photographs of `source`, csdi or one of MEASURED: all, or `count` by a fixed shuffle."""
     with np.load(data / f"fundus_{source}_{PIXELS}.npz", allow_pickle=False) as file:
         right = file["eye"] == "R" if "eye" in file.files else None
         labels = file["class_names"][file["labels"]]
         return _framed(
-            file["images"], file["name"], file["patient"], labels.astype(str), right, size_px
+            file["images"],
+            file["name"],
+            file["patient"],
+            labels.astype(str),
+            right,
+            size_px,
+            count,
         )
 
 
@@ -64,11 +76,16 @@ def _framed(
     labels: NDArray[np.str_],
     right: NDArray[np.bool_] | None,
     size_px: int,
+    count: int | None,
 ) -> Photographs:
-    """Those of the photographs in which a field of view is found."""
+    """Those of the photographs, or of `count` of them, in which a field of view is found."""
+    rows = np.arange(len(images))
+    if count is not None:
+        rows = np.random.default_rng(0).permutation(len(images))[:count]
     found = []
     kept = []
-    for row, image in enumerate(images):
+    for row in rows.tolist():
+        image = images[row]
         field = find_field(image)
         if field is None:
             continue
