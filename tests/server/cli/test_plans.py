@@ -149,13 +149,18 @@ def test_a_preset_is_valid_and_within_its_budget_by_pld(name: str) -> None:
     assert study.modality == name and (study.synthesis is None or study.synthesis.k >= 5)
 
 
-def test_the_demo_study_names_the_shipped_checkpoints() -> None:
-    study = load_study(STUDIES / "fundus.yaml")
+@pytest.mark.parametrize("name", ["fundus", "chest", "chest-demo"])
+def test_a_preset_names_the_shipped_checkpoints(name: str) -> None:
+    study = load_study(STUDIES / f"{name}.yaml")
     for checkpoint in study.checkpoints():
         assert (
             hashlib.sha256((STUDIES / checkpoint.file).read_bytes()).hexdigest()
             == checkpoint.sha256
         )
+
+
+def test_the_fundus_study_trains_few_parameters() -> None:
+    study = load_study(STUDIES / "fundus.yaml")
     assert plans.parameter_counts(study, STUDIES) == {"gan": 2305, "glow": 3072}
 
 

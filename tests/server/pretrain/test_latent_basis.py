@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from common.errors import ConfigurationError
 from common.models import basis, latents
@@ -46,3 +47,29 @@ def test_a_plan_that_asks_for_no_basis_gets_none(tmp_path: Path) -> None:
         fit_basis(
             load_study(demo_hospitals.preset_of("fundus")), tmp_path / "glow.safetensors", tmp_path
         )
+
+
+def test_the_shipped_flow_of_films_knows_them_in_every_frame(tmp_path: Path) -> None:
+    from common.models.glow import Glow
+    from common.models.glow_checkpoint import load
+    from common.models.glow_pixels import from_uint8
+    from server.public_data.film import Changes, film_boxes, film_views
+
+    folder = PRESET.parent / "checkpoints" / "chest-films-32"
+    flow = Glow(32, 1, 3, 6, 32)
+    load(flow, folder / "glow.safetensors")
+    directions = basis.load(folder / "basis.safetensors").first(16)
+    with np.load(demo_hospitals.radiograph_reference(tmp_path, 32).path) as file:
+        films = file["images"][:24]
+    frames = Changes(plain=0, turn=0, gamma=0, contrast=0, brightness=0, softened=0)
+    random = np.random.default_rng(0)
+    framed = film_views(torch.from_numpy(films), film_boxes(films), random, frames).numpy()
+    bits = []
+    for images in (films, framed):
+        with torch.no_grad():
+            log_p = flow.eval().encode(from_uint8(images))[1]
+        bits.append(float(flow.bits_per_dimension(log_p).median()))
+        reduced = directions.reduce(latents.encode_images(images, flow))
+        # hardly a film is longer than the clip's radius
+        assert (np.linalg.norm(reduced, axis=1) > directions.components**0.5).mean() < 0.25
+    assert bits[1] < bits[0] + 0.3

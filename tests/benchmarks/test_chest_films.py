@@ -1,4 +1,4 @@
-"""The public chest films: who may train, and how much each counts."""
+"""The chest films: who may train, whom no training saw, and what the figures compare."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import chest_sources
+from benchmarks import chest_films, chest_sources
 from benchmarks.chest_split import role_of
 
 NUMBERS = [f"{i:08d}" for i in range(40)]
@@ -70,3 +70,21 @@ def test_a_patient_counts_once_and_a_source_has_its_share(data: Path) -> None:
     _, without, fewer = chest_sources.gather(data, 32, ("nih",))
     assert without.sum() == pytest.approx(1)
     assert not any(name.startswith("nih") for name in fewer)
+
+
+def test_who_gives_and_who_tests_are_other_people_and_none_trained(data: Path) -> None:
+    task = chest_films.left_out(data, 32, "view")
+    _, _, names = chest_sources.gather(data, 32)
+    adults = np.array(NUMBERS)[4:]
+    roles = role_of(np.array(NUMBERS))
+    left = [person for person in adults if roles[person] != "public"]
+    assert len(task.images) == len(left)
+    assert not {f"nih:{person}" for person in left} & set(names)
+    assert not set(task.patients) & set(task.test) and len(task.test) > 0
+
+
+def test_shares_are_of_the_pixel_averages() -> None:
+    aucs = {"real": [1.0], "pixels": [0.8, 0.8], "plain": [0.8, 0.72], "private": [0.6, 0.6]}
+    assert chest_films.shares(aucs) == pytest.approx((0.95, 0.75))
+    met = [target.met for target in chest_films.targets_of("x", aucs)]
+    assert met == [True, False]
