@@ -6,7 +6,6 @@ import functools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from unittest.mock import patch
 
@@ -54,8 +53,11 @@ def install_accounts(stack: ExitStack) -> None:
     for module in RENYI:
         stack.enter_context(patch(f"{module}.epsilon_rdp", epsilon_rdp_once))
     stack.enter_context(patch("common.privacy.accounting.RDP_ORDERS", ORDERS))
-    account = partial(pld_privacy_accountant.PLDAccountant, value_discretization_interval=GRID)
-    stack.enter_context(patch.object(pld_privacy_accountant, "PLDAccountant", account))
+    accountant = pld_privacy_accountant.PLDAccountant
+    coarser = patch.object(
+        pld_privacy_accountant, "PLDAccountant", lambda relation, _: accountant(relation, GRID)
+    )
+    stack.enter_context(coarser)
     gaussian = patch.object(privacy_loss_distribution, "from_gaussian_mechanism", GAUSSIAN)
     stack.enter_context(gaussian)
     # what was composed on the other grid is composed anew
