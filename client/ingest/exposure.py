@@ -8,9 +8,9 @@ Guarantees:
   - two images are of one exposure when their structures correlate by more than 0.6 (0.7 where
     there are 48 x 48 places alone); one of 32 x 32 places has too little structure, and none
   - memory holds 1 KiB an image
-Not covered: a picture that was cropped into or turned (around a fundus photograph, black margins
-may differ: it is framed by its field of view first); a window that saturates most of the image; two
-photographs of one person (same_eye.py).
+Not covered: a picture that was cropped into (crops.py) or turned (around a fundus photograph, black
+margins may differ: it is framed by its field of view first); a window that saturates most of the
+image; two photographs of one person (same_eye.py).
 
   1. the structure of each image: at each place, how many of the 24 neighbours are darker, less how
      many are brighter

@@ -14,8 +14,8 @@ Not covered: photographs of the two eyes of one person under two ids that nothin
 
   1. file: a record is of every id that its header and its row of the labels file give
   2. spelling: ids that differ in spelling alone
-  3. picture: identical or nearly identical pixels, or one exposure (exposure.py); eye: two
-     photographs of one eye (same_eye.py)
+  3. picture: identical or nearly identical pixels, one exposure (exposure.py), or crops of one
+     (crops.py); eye: two photographs of one eye (same_eye.py)
   4. earlier: what was one person before, and what a person decided
   5. study: MOST_PERSONS_A_STUDY persons by (1) to (4) share one StudyInstanceUID
 """

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from client.ingest import decode
+from client.ingest.crops import same_crops
 from client.ingest.exposure import same_exposures
 from client.ingest.finished import entries_of, finished_work, go_on
 from client.ingest.identify import Identities, Owner
@@ -33,6 +34,7 @@ from client.ingest.request import (
     Wanted,
 )
 from client.ingest.rows import RowFile
+from common.arrays import Integers
 from common.study.intake import Intake
 
 Pairs = Iterator[tuple[int, int]]
@@ -183,13 +185,20 @@ class Photographs(Source):
         self.names.append(name)
 
     def alike(self, progress: Progress) -> Pairs:
-        """Yield pairs of photographs that correlate, or that are of one exposure."""
+        """Yield pairs of photographs that correlate, are of one exposure, or crops of one."""
 
         def show(first: int) -> Progress:
-            return lambda done, total: progress((first * total + done) // 2, total)
+            return lambda done, total: progress((first * total + done) // 3, total)
 
         yield from join_alike(self.fields, show(0))
         yield from same_exposures(self.fields, show(1))
+        yield from same_crops(self.fields, self._number_persons(), show(2))
+
+    def _number_persons(self) -> Integers:
+        """A number for each record; those of the same ids share one."""
+        numbers: dict[tuple[str, ...], int] = {}
+        own = [numbers.setdefault(one.pseudonyms, len(numbers)) for one in self.records]
+        return np.array(own, np.int64)
 
     def rows(self, entering: Sequence[ImageRecord]) -> list[tuple[ImageRecord, int]]:
         """Return one row for every photograph."""

@@ -4,9 +4,9 @@ In: decoded photographs with their paths, the site's state folder and site.yaml.
 Out: for each photograph every name of its person; none where nobody is known.
 Guarantees: the rules are those of the intake (joins.py): ids of header and labels file in any
 spelling, studies, what was linked before, identical and nearly identical pixels, one exposure in
-two windows, and one eye, also those of the site's cohorts.
-Not covered: two different photographs of one person under two ids that nothing links; eyes of a
-photograph whose pixels a cohort holds, which its intake compared.
+two windows, crops of one picture, and one eye, also those of the site's cohorts.
+Not covered: two different photographs of one person under two ids that nothing links; eyes and
+crops of a photograph whose pixels a cohort holds, which its intake compared.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from client.ingest.archive import is_archive, mark_source
 from client.ingest.cohort import Cohort, image_marks
+from client.ingest.crops import same_crops, same_crops_among
 from client.ingest.exposure import same_exposures, same_exposures_among
 from client.ingest.eyes import find_eyes_among, may_show_eyes
 from client.ingest.identify import Identities, Owner
@@ -63,17 +64,19 @@ def find_owners(
     seen = _names_by_pixels(state)
     near = _names_by_likeness(photographs, state.cohort(intake))
     unseen = [one.position for one in records if one.digest not in seen]
-    eyes = _names_by_eyes(photographs, unseen, intake, state.cohort(intake), config)
+    looks = _names_by_looks(photographs, unseen, intake, state.cohort(intake), config)
     for position, record in enumerate(records):
         names = {name for name in record.pseudonyms if name in stated}
-        names |= {name for name in eyes.get(position, set()) if not known.are_apart(names, [name])}
+        names |= {name for name in looks.get(position, set()) if not known.are_apart(names, [name])}
         names |= seen.get(record.digest, set()) | near.get(position, set())
         names |= _withdrawn_spellings(names, identities, known)
         records[position] = replace(record, pseudonyms=tuple(sorted(names)))
     # who is one person, in the cohorts and here
     pixels = np.stack([photograph.pixels for photograph in photographs])
     owners: dict[int, Names] = {}
-    near_here = chain(near_duplicates(pixels), same_exposures(reduce_images(pixels)))
+    fields = reduce_images(pixels)
+    crops_here = same_crops(fields, np.arange(len(fields)))
+    near_here = chain(near_duplicates(pixels), same_exposures(fields), crops_here)
     for person in group_by_person(records, near_here, known, identities.spellings):
         owners |= dict.fromkeys((record.position for record in person), aliases(person, known))
     return [owners[position] for position in range(len(records))]
@@ -145,22 +148,25 @@ def _names_by_likeness(photographs: Sequence[Photograph], folder: Path) -> Mappi
     return found
 
 
-def _names_by_eyes(
+def _names_by_looks(
     photographs: Sequence[Photograph],
     unseen: Sequence[int],
     intake: Intake,
     folder: Path,
     config: SiteConfig,
 ) -> Mapping[int, set[str]]:
-    """The patients of the plan's cohort whose eyes these photographs show."""
+    """The patients of the plan's cohort whose images were cropped to these, or whose eyes agree."""
     found: dict[int, set[str]] = {}
-    if not unseen or not may_show_eyes(intake) or not folder.is_dir():
+    if not unseen or not folder.is_dir():
         return found
     cohort = Cohort.read_whole(folder)
     pixels = np.stack([photographs[position].pixels for position in unseen])
     if cohort.images.shape[1:] != pixels.shape[1:]:
         return found
-    for place, row in find_eyes_among(pixels, cohort.images, config.data.same_eye):
+    pairs = list(same_crops_among(pixels, cohort.images))
+    if may_show_eyes(intake):
+        pairs += find_eyes_among(pixels, cohort.images, config.data.same_eye)
+    for place, row in pairs:
         name = cohort.pseudonyms[int(cohort.patient_of[row])]
         found.setdefault(unseen[place], set()).add(name)
     return found
