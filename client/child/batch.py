@@ -59,6 +59,7 @@ from client.synthesize.group import Roster, patient_codes
 from client.synthesize.inversion_sheet import FILE as INVERSIONS
 from client.synthesize.inversion_sheet import draw_sheet
 from client.synthesize.invert import Inversion, Progress, invert
+from client.synthesize.nearer import gather_features, keep_nearer
 from client.synthesize.partition import Cells
 from client.synthesize.privatize import privatize
 from client.synthesize.reference import InversionPlan, Reference, make_reference
@@ -66,6 +67,7 @@ from client.synthesize.spread import find_directions
 from common.arrays import Images
 from common.errors import PolicyError
 from common.models.encoder import Encoder, load_encoder
+from common.models.pretrained_features import load_features
 from common.models.stylegan import Generator
 from common.privacy.anchors import MOST_LINKED
 from common.privacy.events import anchors_event, latent_event
@@ -268,7 +270,9 @@ def align_groups(
     generator = batch.generator()
     critic = batch.critic()
     common = known.look_on(batch.device)
-    # a few groups at a time: statistics of k patients or more, then codes that match them
+    network = load_features(batch.device)
+    # a few groups at a time: statistics of k patients or more, then codes that match them;
+    # an average stays where its image is nearer to the members
     aligned: list[Tensor] = []
     for start in range(0, len(groups), constants.batch):
         some = groups[start : start + constants.batch]
@@ -279,7 +283,8 @@ def align_groups(
         statistics = gather_statistics(some, patients, generator, constants)
         progress = partial(_report_from, batch.report("align"), start, len(groups))
         found_codes = align(statistics, generator, critic, constants, known.spread, progress)
-        aligned.append(found_codes.codes)
+        features = gather_features(batch.cohort.images, some, members, network, common)
+        aligned.append(keep_nearer(found_codes.codes, statistics, features, generator, network))
     codes = torch.cat(aligned)
     # restore variance that averaging removes
     if plan.spread_directions:

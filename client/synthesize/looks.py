@@ -45,7 +45,14 @@ def look_at(x: Tensor, common: Look) -> Seen:
 
 def show_in(images: Tensor, common: Look, wanted: Look) -> Tensor:
     """Return generated images [N, C, S, S], of the common look, in the wanted looks, clamped."""
-    return in_look(images, field_of(images), common, wanted).clamp(-1, 1)
+    return _recolour(images, field_of(images), common, wanted)
+
+
+def _recolour(x: Tensor, fields: Tensor, own: Look, wanted: Look) -> Tensor:
+    """Images in another look, clamped; the border of a field, mixed with black, is dyed."""
+    inside = in_look(x, fields, own, wanted)
+    gain = ((wanted.mean + 1) / (own.mean + 1).clamp(min=LEAST_DEVIATION))[:, :, None, None]
+    return torch.where(fields > 0, inside, (x + 1) * gain - 1).clamp(-1, 1)
 
 
 def average_looks(looks: Look) -> Look:

@@ -255,6 +255,8 @@ def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
     monkeypatch.setattr("client.child.batch.measure_patients", lambda *_: {})
     monkeypatch.setattr("client.child.batch.gather_statistics", lambda *_: [])
     monkeypatch.setattr("client.child.batch.align", lambda *_: SimpleNamespace(codes=aligned_codes))
+    monkeypatch.setattr("client.child.batch.gather_features", lambda *_: [])
+    monkeypatch.setattr("client.child.batch.keep_nearer", lambda codes, *_: codes + 5)
     monkeypatch.setattr(
         "client.child.batch.render_outputs",
         lambda codes, *_, **__: drawn.append(codes) or [np.zeros((1, 2, 2, 3))],
@@ -264,7 +266,7 @@ def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
         "client.child.batch.find_directions", lambda *given: asked.append(given) or moved
     )
     align_groups(batch, [group], who, looked, torch.Generator())  # type: ignore[arg-type]
-    assert torch.equal(drawn[0], aligned_codes + (directions > 0))
+    assert torch.equal(drawn[0], aligned_codes + 5 + (directions > 0))
     assert asked == ([(looked[0], 2, 5, "cells", 0.75)] if directions else [])
 
 

@@ -63,14 +63,21 @@ def test_black_constant_and_noise_images_are_rejected(
     nets: tuple[Generator, Encoder], known: reference.Reference
 ) -> None:
     rng = np.random.default_rng(0)
-    images = np.zeros((4, 16, 16, 3), np.uint8)
+    images = np.zeros((5, 16, 16, 3), np.uint8)
+    images[4] = np.where(rng.random((16, 16, 1)) < 0.7, 255, 128)  # saturated
     images[1] = 90
     images[2] = 90 + rng.integers(0, 3, (16, 16, 1))
     images[3] = rng.integers(0, 2, (16, 16, 3)) * 255
     strict = dataclasses.replace(known, threshold=0.3)
     assert not inv.invert(images, *nets, PLAN, strict).accepted.any()
     lax = dataclasses.replace(known, threshold=10.0)
-    assert inv.invert(images, *nets, PLAN, lax).accepted.tolist() == [False, False, False, True]
+    assert inv.invert(images, *nets, PLAN, lax).accepted.tolist() == [
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 def test_a_code_that_is_not_finite_is_rejected(

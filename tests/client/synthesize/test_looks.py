@@ -82,7 +82,7 @@ def test_dark_blurred_and_saturated_images_lack_content_and_photographs_do_not()
     assert not looks.lack_content(sharp).any()
     assert not looks.lack_content(another_camera(sharp)).any()
     small = sharp.copy()
-    small[:, :26] = 0
+    small[:, :23] = 0
     noise = np.random.default_rng(0).integers(253, 256, sharp.shape).astype(np.uint8)
     for empty in (dark, to_uint8(blurred), saturated, small, noise):
         assert looks.lack_content(empty).all()
@@ -141,3 +141,15 @@ def test_a_generated_image_takes_the_groups_look() -> None:
     own = look_of(image, made.fields)
     assert float((own.mean - wanted.mean).abs().max()) < 0.02
     assert float((own.deviation - wanted.deviation).abs().max()) < 0.02
+
+
+def test_the_border_of_a_field_is_dyed_and_black_stays_black() -> None:
+    """A border pixel mixes the field with black; it must keep no colour of the generator."""
+    wanted = Look(torch.tensor([[-0.6, -0.2, -0.3]]), torch.tensor([[0.2, 0.15, 0.1]]))
+    shown = Shown(COMMON, (Appearance(Group(MEMBERS, Stratum(0), 5), wanted, 5),))
+    image = torch.full((1, 3, 8, 8), -1.0)
+    image[:, :, 2:6, 2:6] = COMMON.mean.view(1, 3, 1, 1)
+    image[:, :, 2] = (COMMON.mean.view(1, 3, 1) - 1) / 2
+    out = shown.show(0, image)
+    assert float(out[0, 0, 0, 0]) == -1
+    assert float(out[0, 0, 2, 4]) == pytest.approx((-0.6 - 1) / 2, abs=0.01)
