@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import report
-from benchmarks.public_sets import read_set
+from benchmarks.public_sets import flip, read_set
 from client.ingest.exposure import ONE_EXPOSURE_PER_CENT, same_exposures, structure_of
 from client.ingest.likeness import near_duplicates, reduce_images
 from common.arrays import Flags, Floats, Images
@@ -84,17 +84,6 @@ def judge(images: Images, people: NDArray[np.str_]) -> tuple[dict[str, object], 
         other = unit_structures(under_window(images, *window))
         recall[name] = round(float(((structures * other).sum(axis=1) > threshold).mean()), 3)
     return row, recall
-
-
-def flip(images: Images, number: int) -> Images:
-    """The images in one of eight flips and quarter turns: pictures of as many other people."""
-    if number >= 4:
-        images = images.swapaxes(1, 2)
-    if number % 4 >= 2:
-        images = images[:, ::-1]
-    if number % 2:
-        images = images[:, :, ::-1]
-    return images
 
 
 def judge_many(sets: list[Images], count: int) -> dict[str, object]:

@@ -37,3 +37,14 @@ def read_set(
             continue
         kept.append(people[place])
     return np.stack(framed), np.array(kept)
+
+
+def flip(images: Images, number: int) -> Images:
+    """The images in one of eight flips and quarter turns: pictures of as many other people."""
+    if number >= 4:
+        images = images.swapaxes(1, 2)
+    if number % 4 >= 2:
+        images = images[:, ::-1]
+    if number % 2:
+        images = images[:, :, ::-1]
+    return images

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks import report
-from benchmarks.public_sets import read_set
+from benchmarks.public_sets import flip, read_set
 from client.ingest.same_eye import PERHAPS, SAME_EYE, Search, find_same_eyes
 from client.ingest.vessels import SIDE_PX
 from common.arrays import Floats, Images, Pixels
@@ -64,17 +64,6 @@ def photograph_again(pixels: Pixels, strength: float, chance: np.random.Generato
     values += chance.normal(0, 3 * strength, values.shape)
     values[np.hypot(places, places[:, None]) > 1] = 0
     return np.clip(values, 0, 255).astype(np.uint8)
-
-
-def flip(images: Images, number: int) -> Images:
-    """The photographs in one of eight flips and quarter turns: eyes of as many other people."""
-    if number >= 4:
-        images = images.swapaxes(1, 2)
-    if number % 4 >= 2:
-        images = images[:, ::-1]
-    if number % 2:
-        images = images[:, :, ::-1]
-    return images
 
 
 def judge_all(images: Images, people: NDArray[np.int64]) -> tuple[Search, float]:

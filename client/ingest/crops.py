@@ -41,7 +41,7 @@ from client.ingest.crop_windows import (
 from client.ingest.likeness import Fields, Rows, reduce_images
 from common.arrays import Floats, Integers
 
-# By places along a side, as in exposure.py
+# By places along a side, as in exposure.py; docs/measurements/crops.md
 ALIKE_PER_CENT = {64: 60, 48: 70}
 STRIDE = 2
 CANDIDATES = 64
@@ -101,7 +101,7 @@ def fit_crops(
     fields: Rows, persons: Integers, progress: Progress = lambda done, total: None
 ) -> Iterator[Fit]:
     """Yield how well an image fits into one of another person, where that was looked at."""
-    yield from _find(fields, fields, persons, persons, find_weights([fields]), progress)
+    yield from fit_into(fields, fields, persons, persons, find_weights([fields]), progress)
 
 
 def same_crops_among(
@@ -121,10 +121,10 @@ def same_crops_among(
     weights = find_weights([own, theirs])
     persons = np.zeros(len(own), np.int64)
     strangers = np.ones(len(others), np.int64)
-    for fit in _find(own, theirs, persons, strangers, weights):
+    for fit in fit_into(own, theirs, persons, strangers, weights):
         if fit.per_cent > limit:
             yield fit.whole, fit.cut
-    for fit in _find(theirs, own, strangers, persons, weights):
+    for fit in fit_into(theirs, own, strangers, persons, weights):
         if fit.per_cent > limit:
             yield fit.cut, fit.whole
 
@@ -152,7 +152,7 @@ def _side_of(fields: Rows) -> int:
     return math.isqrt(fields[np.array([0])].shape[1])
 
 
-def _find(
+def fit_into(
     wholes: Rows,
     cuts: Rows,
     persons: Integers,
@@ -160,7 +160,10 @@ def _find(
     weights: Values,
     progress: Progress = lambda done, total: None,
 ) -> Iterator[Fit]:
-    """Yield how the best candidates fit: `cuts` into `wholes`, of different persons."""
+    """Yield how the best candidates fit: `cuts` into `wholes`, of different persons.
+
+    `persons`, `strangers`: whose each of them is. `weights`: of find_weights.
+    """
     middles = [_middles(cuts, rows) @ weights for rows in _blocks(len(cuts))]
     vectors = unit_rows(np.concatenate(middles))
     for rows in _blocks(len(wholes)):
