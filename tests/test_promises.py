@@ -45,6 +45,7 @@ EXEMPT = {
     "client/learn/machine.py": "where a trainer computes; the private step guarantees the same",
     "client/learn/train_encoder.py": "takes no cohort: generator samples alone",
     "client/state/dicomweb.py": "which server of the hospital is asked for images; nothing leaves",
+    "client/state/domain.py": "counts of a look at pictures, for this site alone; nothing leaves",
     "client/state/folder.py": "paths and keys",
     "client/state/machine.py": "memory against a plan's public constants",
     "client/state/membership.py": "who the operator is",

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from client.child.batch import synthesize
+from client.child.domain import look_at_domain
 from client.child.inputs import Batch
 from client.child.practice import draw_pairs, mark, practice_noise
 from client.child.ranks import together
@@ -120,7 +121,10 @@ def work(job: Job, folder: Path, secret: bytes, rank: int = 0) -> None:
         batch = Batch(
             study, cohort, weights, plan, folder, secret, job.reservation, device, job.practice
         )
-        synthesize(batch)
+        if job.kind == "domain":
+            look_at_domain(batch)
+        else:
+            synthesize(batch)
 
 
 def train(

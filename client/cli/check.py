@@ -11,21 +11,36 @@ import typer
 
 from client.cli.options import AsJson, Monitor, StateFolder
 from client.cli.state_folder import open_plans
-from client.cli.terminal import write_line
+from client.cli.terminal import progress_bar, write_line
 from client.cli.yields import yield_lines
 from client.daemon.standing import site_standing
 from client.ingest.refresh import Intakes
+from client.rehearsal.domain import can_look, look_at_pictures
+from client.rehearsal.scratch import scratch_folder
 from client.state.config import load_site
 from client.state.folder import State
+from client.state.private import close_to_others
 from common.alerts import Alert, exit_code, monitor_line
 from common.errors import ConfigurationError, KohortError
 from common.study.plan import Study
 
 Offline = Annotated[bool, typer.Option("--offline", help="do not call the server")]
+Pictures = Annotated[
+    bool,
+    typer.Option(
+        "--pictures",
+        help="also look at some of the cohort's pictures with each plan's checkpoints: do they "
+        "know pictures like these? It takes minutes",
+    ),
+]
 
 
 def check(
-    state: StateFolder, offline: Offline = False, as_json: AsJson = False, monitor: Monitor = False
+    state: StateFolder,
+    offline: Offline = False,
+    pictures: Pictures = False,
+    as_json: AsJson = False,
+    monitor: Monitor = False,
 ) -> None:
     """Look for everything that would stop a run, before it starts. Ends with 2 if there is any.
 
@@ -37,6 +52,8 @@ def check(
     if monitor:
         watch(state, offline)
         return
+    if pictures:
+        look_at_all_pictures(state, quiet=as_json)
     faults: list[Alert] = []
     looks = []
     for look in inspect_site(state, offline=offline):
@@ -57,6 +74,24 @@ def check(
             problems=[check_line(fault) for fault in faults],
             hint="repair them and check again",
         )
+
+
+def look_at_all_pictures(state: Path, *, quiet: bool) -> None:
+    """Look at pictures with the checkpoints of each approved plan; `inspect_site` says the rest.
+
+    Whatever keeps a plan from being looked at is a fault already, but for what the child refuses.
+    """
+    place = State(state)
+    plans = open_plans(state)
+    config = load_site(state)
+    close_to_others(state)
+    for study in plans.valid().values():
+        if not can_look(study) or not place.cohort(study.intake).is_dir():
+            continue
+        if not quiet:
+            write_line(f"looking at pictures with the checkpoints of plan {study.name}")
+        with scratch_folder(state) as scratch, progress_bar("pictures") as show:
+            look_at_pictures(place, config, plans, study, scratch, show)
 
 
 def show_expected(state: Path) -> None:

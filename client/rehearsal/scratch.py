@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+from client.state.folder import State
 from common.errors import EnvironmentFault, disk_faults_named
 from common.storage.files import atomic_write, read_capped
 from common.storage.lock import FolderLock
@@ -72,8 +73,12 @@ def keep_pictures(root: Path, sheets: Sequence[Path]) -> list[Path]:
 
 
 def remove_pictures(root: Path) -> None:
-    """Remove the pictures that an earlier rehearsal kept: who is in them may have left."""
+    """Remove the pictures that an earlier rehearsal kept, and what `check --pictures` found.
+
+    Who is in them may have left.
+    """
     _remove(root / FOLDER / PICTURES)
+    _remove(State(root).domains)
 
 
 def copy_store(source: Path, target: Path) -> None:

@@ -98,6 +98,11 @@ class State:
         return self.root / "groups.sqlite"
 
     @property
+    def domains(self) -> Path:
+        """The folder of what `check --pictures` found, by plan."""
+        return self.root / "domain"
+
+    @property
     def jobs(self) -> Path:
         """The folder of the job folders."""
         return self.root / "jobs"

@@ -68,10 +68,11 @@ class Job:
     one a core. `processes`: how many share a training round on the processor.
 
     `practice`: a job of a rehearsal. Its `reservation` is the text of a mechanism, which no ledger
-    holds. `pairs`: a rehearsal's alone; of a study, the server draws them.
+    holds. `pairs`: a rehearsal's alone; of a study, the server draws them. `domain`: of
+    `kohort-site check --pictures` (client/child/domain.py).
     """
 
-    kind: Literal["train", "synthesize", "pairs"]
+    kind: Literal["train", "synthesize", "pairs", "domain"]
     model: str
     plan: str
     cohort: str

@@ -78,6 +78,7 @@ EXEMPT = {
     "client.ingest.listing:digest_file": "bytes for a hash",
     "client.ingest.quarantine:_fixes": "words that come with the program",
     "client.state.machine": "what the kernel says of the machine's memory",
+    "client.state.domain": "JSON that this site wrote, by a pydantic model, capped",
     "client.state.plans": "bytes for a hash",
     "client.state.seen_weights": "bytes that have the digest in the journal",
     "common.codes": "words that come with the program",

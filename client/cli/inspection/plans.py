@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from client.cli.inspection.scene import Scene, list_faults, name_fault
 from client.cli.state_folder import open_plans
 from client.ingest.cohort import Cohort
+from client.rehearsal.domain import can_look
 from client.state.config import load_site
+from client.state.domain import read_domain
 from client.state.machine import check_memory, memory_lines, read_room
 from client.state.plan_check import check_plan
 from client.state.upgrade import check_state
@@ -72,6 +74,33 @@ def _plan_faults(scene: Scene, study: Study) -> Iterator[Alert | str]:
             yield from list_faults(error)
     yield f"plan {study.name} needs here, about:"
     yield from memory_lines(study, room)
+    yield from _pictures(scene, study)
+
+
+def _pictures(scene: Scene, study: Study) -> Iterator[Alert | str]:
+    """Yield what a look at the site's pictures found with the plan's checkpoints, if there was one.
+
+    A cohort that cannot be opened is a fault already.
+    """
+    if not can_look(study):
+        return
+    try:
+        digest = Cohort.open(scene.place.cohort(study.intake)).digest
+    except KohortError:
+        return
+    try:
+        found = read_domain(scene.place.domains, study.hash(), digest)
+    except KohortError as error:
+        yield from list_faults(error)
+        return
+    if found is None:
+        yield f"plan {study.name}: kohort-site check --pictures asks whether its checkpoints know"
+        yield "  pictures like yours"
+        return
+    yield f"plan {study.name}, and your pictures:"
+    for line in found.lines():
+        yield f"  {line}"
+    yield from found.faults()
 
 
 def _check_cohort(scene: Scene, study: Study) -> None:
