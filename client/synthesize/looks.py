@@ -51,8 +51,11 @@ def show_in(images: Tensor, common: Look, wanted: Look) -> Tensor:
 def _recolour(x: Tensor, fields: Tensor, own: Look, wanted: Look) -> Tensor:
     """Images in another look, clamped; the border of a field, mixed with black, is dyed."""
     inside = in_look(x, fields, own, wanted)
-    gain = ((wanted.mean + 1) / (own.mean + 1).clamp(min=LEAST_DEVIATION))[:, :, None, None]
-    return torch.where(fields > 0, inside, (x + 1) * gain - 1).clamp(-1, 1)
+    # how much of a pixel beyond the field is field, by its darkest channel
+    lit = (own.mean + 1).clamp(min=LEAST_DEVIATION)[:, :, None, None]
+    share = ((x + 1) / lit).amin(1, keepdim=True).clamp(0, 1)
+    beyond = share * (wanted.mean + 1)[:, :, None, None] - 1
+    return torch.where(fields > 0, inside, beyond).clamp(-1, 1)
 
 
 def average_looks(looks: Look) -> Look:
