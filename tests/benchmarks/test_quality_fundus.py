@@ -60,6 +60,7 @@ def inverted(accepted: list[int]) -> Inversion:
         np.zeros((count, 1, 1), np.float32),
         np.zeros(count),
         np.array(accepted, bool),
+        np.zeros((count, 2, 1), np.float32),
     )
 
 

@@ -43,13 +43,13 @@ def test_a_judge_finds_the_same_kind_near_and_another_kind_far() -> None:
 
 
 def test_the_table_has_a_column_for_each_checkpoint_and_only_the_parts_that_were_measured() -> None:
-    cell = {"images": 3, "kernel": 0.5, "deviation": 0.25, "fine": 0.75}
+    cell = {"images": 3, "kernel": 0.5, "low": 0.25, "high": 0.625, "fine": 0.75}
     (one,) = q.tables(
         {"new": {"rows": {"samples": cell}}, "old": {"rows": {"samples": cell | {"kernel": -1.0}}}}
     )
     lines = one.markdown().splitlines()
     assert lines[0].endswith("| new | old |")
-    assert lines[2] == "| samples | 0.500 ± 0.250 (0.75) | -1.000 ± 0.250 (0.75) |"
+    assert lines[2] == "| samples | 0.500, 0.250 to 0.625 (0.75) | -1.000, 0.250 to 0.625 (0.75) |"
     assert len(lines) == 3
     speed = {"0": {"median error": 0.02, "per CPU-second": 35.04}}
     _, inversion, speeds = q.tables(
