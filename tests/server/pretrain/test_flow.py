@@ -227,19 +227,22 @@ def test_the_servers_command_trains_a_flow_of_the_studys_layout(
 
     np.savez(tmp_path / "images.npz", images=source(size_px=16).images)
     named = {
-        "source": "invented",
-        "licence": "CC0-1.0",
-        "attribution": "nobody",
+        "source": ["invented"],
+        "licence": ["CC0-1.0"],
+        "attribution": ["nobody"],
         "size_px": 16,
         "channels": 1,
     }
-    command(tmp_path / "images.npz", out=tmp_path / "out", minutes=0.001, model="glow", **named)  # type: ignore[arg-type]
+    command([tmp_path / "images.npz"], out=tmp_path / "out", minutes=0.001, model="glow", **named)  # type: ignore[arg-type]
     load(Glow(16, 1, 4, 6, 40), tmp_path / "out" / "glow.safetensors")
     assert (tmp_path / "out" / "GLOW_CARD.md").is_file()
     with pytest.raises(ConfigurationError, match="licence"):
         command(
-            tmp_path / "images.npz", out=tmp_path / "more", model="glow", **{**named, "licence": ""}
-        )  # type: ignore[arg-type]
+            [tmp_path / "images.npz"],
+            out=tmp_path / "more",
+            model="glow",
+            **{**named, "licence": [""]},  # type: ignore[arg-type]
+        )
 
 
 def test_films_are_shown_in_other_frames_and_drawn_by_weight(
