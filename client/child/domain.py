@@ -46,6 +46,9 @@ def look_at_domain(batch: Batch) -> None:
     images = np.asarray(batch.cohort.images[rows])
     found: Arrays = {"labels": labels[rows].astype(np.int64)}
     models = batch.study.models
+    if not len(rows):
+        write(batch.folder / OUTPUT, mark(found), mode=0o600)
+        return
     if models.gan and models.gan.start and models.encoder and batch.synthesis.needs_generator:
         found |= _by_inversion(batch, images)
     if models.glow and models.glow.start:

@@ -52,9 +52,9 @@ def check(
     if monitor:
         watch(state, offline)
         return
-    if pictures:
-        look_at_all_pictures(state, quiet=as_json)
     faults: list[Alert] = []
+    if pictures:
+        faults += look_at_all_pictures(state, quiet=as_json)
     looks = []
     for look in inspect_site(state, offline=offline):
         faults += look.faults
@@ -76,22 +76,30 @@ def check(
         )
 
 
-def look_at_all_pictures(state: Path, *, quiet: bool) -> None:
+def look_at_all_pictures(state: Path, *, quiet: bool) -> Iterator[Alert]:
     """Look at pictures with the checkpoints of each approved plan; `inspect_site` says the rest.
 
-    Whatever keeps a plan from being looked at is a fault already, but for what the child refuses.
+    Yields what a child refused, or why it could not start. What is wrong with the site itself, the
+    looks name.
     """
     place = State(state)
-    plans = open_plans(state)
-    config = load_site(state)
-    close_to_others(state)
-    for study in plans.valid().values():
+    try:
+        plans = open_plans(state)
+        config = load_site(state)
+        studies = plans.valid()
+        close_to_others(state)
+    except KohortError:
+        return
+    for study in studies.values():
         if not can_look(study) or not place.cohort(study.intake).is_dir():
             continue
         if not quiet:
             write_line(f"looking at pictures with the checkpoints of plan {study.name}")
-        with scratch_folder(state) as scratch, progress_bar("pictures") as show:
-            look_at_pictures(place, config, plans, study, scratch, show)
+        try:
+            with scratch_folder(state) as scratch, progress_bar("pictures") as show:
+                look_at_pictures(place, config, plans, study, scratch, show)
+        except KohortError as error:
+            yield Alert("error", error.code, str(error), error.hint)
 
 
 def show_expected(state: Path) -> None:
