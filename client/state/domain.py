@@ -129,8 +129,8 @@ class Domain(FrozenModel):
             )
         if self.unknown > MOST_LEFT_OUT * self.pictures:
             yield _fault(
-                f"the flow does not know more of the pictures than the {MOST_LEFT_OUT:.0%} expected "
-                "at most"
+                f"the flow does not know more of the pictures than the {MOST_LEFT_OUT:.0%} "
+                "expected at most"
             )
 
     def keep(self, folder: Path) -> None:

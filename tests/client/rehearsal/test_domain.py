@@ -46,7 +46,7 @@ def faults(found: Arrays) -> list[str]:
 CASES: dict[str, tuple[Arrays, tuple[str, ...]]] = {
     "all invert": (sample((0, 0)), ()),
     "a tenth is left out": (sample((4, 4)), ()),
-    "more are left out": (sample((5, 4)), ("more pictures would be left out than 10%",)),
+    "more are left out": (sample((5, 4)), ("more pictures would be left out than the 10%",)),
     "one label loses more": (sample((0, 5)), ("one label would lose more",)),
     "a label of few pictures does not count": (sample((1, 4), (60, 19)), ()),
     "the flow reads them as its own": (sample((0, 0), bits=5.49), ()),
