@@ -86,6 +86,7 @@ class PreparedPart:
         return InversionPlan(
             steps=self.study.synthesis.inversion_steps,
             iterations=self.study.models.encoder.iterations,
+            coarse_cells=self.study.synthesis.coarse_cells,
         )
 
     @property

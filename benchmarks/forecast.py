@@ -222,7 +222,11 @@ def run_images(study: Study, folder: Path) -> dict[str, dict[str, float]]:
     random = torch.Generator().manual_seed(0)
     plan = study.models.encoder
     assert plan is not None
-    constants = InversionPlan(steps=batch.synthesis.inversion_steps, iterations=plan.iterations)
+    constants = InversionPlan(
+        steps=batch.synthesis.inversion_steps,
+        iterations=plan.iterations,
+        coarse_cells=batch.synthesis.coarse_cells,
+    )
     meter = Meter()
 
     # (1, 2) as `invert_cohort`

@@ -246,6 +246,7 @@ def inverted(count: int, layers: int) -> Inversion:
         errors=np.zeros(count),
         accepted=np.ones(count, np.bool_),
         looks=np.ones((count, 2, 1), np.float32),
+        coarse=np.zeros((count, 2, 1, 1), np.float32),
     )
 
 

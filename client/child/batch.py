@@ -54,7 +54,7 @@ from client.synthesize.align import (
 )
 from client.synthesize.anchors import images as decode_means
 from client.synthesize.anchors import make_cells, noisy_means
-from client.synthesize.appearance import Shown, gather_appearances
+from client.synthesize.appearance import Appearance, Shown, gather_appearances
 from client.synthesize.group import Roster, patient_codes
 from client.synthesize.inversion_sheet import FILE as INVERSIONS
 from client.synthesize.inversion_sheet import draw_sheet
@@ -74,7 +74,7 @@ from common.privacy.events import anchors_event, latent_event
 from common.storage.files import atomic_write, file_digest
 from common.wire.tensors import Arrays, read, write
 
-INVERSION_ROWS = "codes in the generator's look, and own looks"  # what a spool's rows are
+INVERSION_ROWS = "codes in the generator's look, own looks, residuals"  # a spool's rows
 
 
 def synthesize(batch: Batch) -> None:
@@ -121,7 +121,11 @@ def invert_cohort(batch: Batch, random: torch.Generator) -> tuple[Reference, Inv
     """
     plan = batch.study.models.encoder
     assert plan is not None
-    constants = InversionPlan(steps=batch.synthesis.inversion_steps, iterations=plan.iterations)
+    constants = InversionPlan(
+        steps=batch.synthesis.inversion_steps,
+        iterations=plan.iterations,
+        coarse_cells=batch.synthesis.coarse_cells,
+    )
     # not even rounding may depend on who else is in the cohort
     alone = replace(constants, batch=1) if batch.synthesis.anchors else constants
     spool = Spool.open(spool_of(batch.folder), bind_inversion(batch, alone))
@@ -274,6 +278,7 @@ def align_groups(
     # a few groups at a time: statistics of k patients or more, then codes that match them;
     # an average stays where its image is nearer to the members
     aligned: list[Tensor] = []
+    appearances: list[Appearance] = []
     for start in range(0, len(groups), constants.batch):
         some = groups[start : start + constants.batch]
         members = who.only({name for group in some for name in group.members})
@@ -284,7 +289,12 @@ def align_groups(
         progress = partial(_report_from, batch.report("align"), start, len(groups))
         found_codes = align(statistics, generator, critic, constants, known.spread, progress)
         features = gather_features(batch.cohort.images, some, members, network, common)
-        aligned.append(keep_nearer(found_codes.codes, statistics, features, generator, network))
+        shown_as = gather_appearances(some, members, found)
+        appearances += shown_as
+        residuals = [own.residual for own in shown_as]
+        aligned.append(
+            keep_nearer(found_codes.codes, statistics, features, residuals, generator, network)
+        )
     codes = torch.cat(aligned)
     # restore variance that averaging removes
     if plan.spread_directions:
@@ -292,8 +302,8 @@ def align_groups(
             known, plan.spread_directions, plan.k, plan.grouping, plan.spread_share
         )
         codes = directions.move_out(codes)
-    # render them, each group in its members' mean look
-    shown = Shown(common, gather_appearances(groups, who, found))
+    # render them, each group with its members' mean residual and in their mean look
+    shown = Shown(common, tuple(appearances))
     stacks = render_outputs(codes, plan.outputs_per_group, generator, random, shown=shown)
     candidates: list[Candidate] = []
     for images in stacks:

@@ -12,14 +12,16 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from client.synthesize.coarse import add_residual
 from client.synthesize.invert import Inversion, reconstruct
 from client.synthesize.looks import look_from, show_in
 from common.models.draws import device_of
 from common.models.images import to_uint8
-from common.models.look import Look
+from common.models.look import Look, field_of
 from common.models.stylegan import Generator
 
 FILE = "inversions.png"
@@ -37,7 +39,8 @@ def draw_sheet(
 ) -> bytes:
     """Return PNG bytes: pairs (left original, right inversion) in the order of `worst_first`.
 
-    An inversion is shown in its image's own look; `common` is the generator's.
+    An inversion is shown with its coarse residual and in its image's own look; `common` is the
+    generator's. The caption's error is that of the code alone.
     """
     # the layout: cells of one pair and its caption
     rows = worst_first(found)[:MOST]
@@ -57,7 +60,9 @@ def draw_sheet(
         y = cell_h * (place // COLUMNS)
         own = look_from(found.looks[row : row + 1], device_of(generator))
         made = reconstruct(found.codes[row : row + 1], generator)
-        rebuilt = to_uint8(show_in(made, common, own))[0]
+        fields = field_of(made)
+        made = add_residual(made, torch.from_numpy(found.coarse[row, :-1]), fields)
+        rebuilt = to_uint8(show_in(made, common, own, fields))[0]
         for side, image in enumerate((images[row], rebuilt)):
             picture = _picture(image).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(picture, (x + side * width, y))

@@ -15,7 +15,8 @@ Guarantees:
 Not covered: a small error is no proof that the medical content survived; an image turned by 180
 degrees.
 
-Each image is inverted in the generator's own look (looks.py), and its own look is kept.
+Each image is inverted in the generator's own look (looks.py). Its own look is kept, and under
+`plan.coarse_cells` its coarse residual (coarse.py).
 
 Source: ReStyle (Alaluf et al. 2021) for the encoder; optimisation in W+ by Karras et al. 2020,
 appendix D.
@@ -34,6 +35,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from client.ingest.cohort import release_pages
+from client.synthesize.coarse import measure_residuals, residual_rows
 from client.synthesize.descent import CodeDescent
 from client.synthesize.looks import (
     lack_content,
@@ -68,7 +70,8 @@ class Inversion:
     `points`: float64 [N, K], the encoder's codes, whitened. `colours`: float64 [N, C], mean colours
     of the reconstructions in the images' own looks. `codes`: float32 [N, L, d_w], refined;
     memory-mapped where rows are kept on disk. `errors`: float64 [N], relative (looks.py).
-    `accepted`: bool [N]. `looks`: float32 [N, 2, C], the images' own looks.
+    `accepted`: bool [N]. `looks`: float32 [N, 2, C], the images' own looks. `coarse`: float32
+    [N, C + 1, G, G], the coarse residuals of the refined codes and where they are known.
     """
 
     points: NDArray[np.float64]
@@ -77,6 +80,7 @@ class Inversion:
     errors: NDArray[np.float64]
     accepted: NDArray[np.bool_]
     looks: NDArray[np.float32]
+    coarse: NDArray[np.float32]
 
 
 class Rows(Protocol):
@@ -151,6 +155,7 @@ def invert(
         errors=np.array(rows["errors"]),
         accepted=np.array(rows["accepted"]),
         looks=np.array(rows["looks"]),
+        coarse=np.array(rows["coarse"]),
     )
 
 
@@ -194,6 +199,7 @@ def _invert_batch(
     with torch.no_grad():
         rebuilt = generator.synthesis(codes).clamp(-1, 1)
         shown = show_in(rebuilt, common, seen.own)
+        coarse = measure_residuals(x, rebuilt, seen.fields, plan.coarse_cells)
     errors = relative_errors(rebuilt, x, seen.fields)
 
     # which images are accepted
@@ -208,6 +214,7 @@ def _invert_batch(
         errors=errors,
         accepted=accepted,
         looks=look_rows(seen.own),
+        coarse=residual_rows(coarse),
     )
 
 

@@ -43,9 +43,13 @@ def look_at(x: Tensor, common: Look) -> Seen:
     return Seen(in_look(x, fields, own, common).clamp(-1, 1), fields, own)
 
 
-def show_in(images: Tensor, common: Look, wanted: Look) -> Tensor:
-    """Return generated images [N, C, S, S], of the common look, in the wanted looks, clamped."""
-    return _recolour(images, field_of(images), common, wanted)
+def show_in(images: Tensor, common: Look, wanted: Look, fields: Tensor | None = None) -> Tensor:
+    """Return generated images [N, C, S, S], of the common look, in the wanted looks, clamped.
+
+    `fields` [N, 1, S, S]: where they show something, if not where they are lit.
+    """
+    fields = field_of(images) if fields is None else fields
+    return _recolour(images, fields, common, wanted)
 
 
 def _recolour(x: Tensor, fields: Tensor, own: Look, wanted: Look) -> Tensor:

@@ -37,7 +37,7 @@ EIGENVALUE_FLOOR = 1e-4  # of the largest eigenvalue
 
 @dataclass(frozen=True)
 class InversionPlan:
-    """Public constants of the inversion; `steps` and `iterations` come from the study plan."""
+    """Public constants of the inversion; steps, iterations and cells come from the study plan."""
 
     steps: int = 20
     iterations: int = 3
@@ -46,6 +46,7 @@ class InversionPlan:
     batch: int = 16
     samples: int = 192
     components: int = 64
+    coarse_cells: int = 0  # along each side of the grid of residuals; from the study plan
     # the threshold, of relative errors: `make_reference`
     mismatch_quantile: float = 0.1
     least_mismatch: float = 1.0

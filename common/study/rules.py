@@ -118,6 +118,7 @@ def synthesis_problems(
             f"{privacy.planned_patients}"
         )
     yield from _metric_problems(synthesis)
+    yield from _coarse_problems(synthesis, intake)
     yield from _anchors_problems(synthesis, privacy)
     if synthesis.privatize and models.glow is None:
         yield "synthesis.privatize: needs models.glow"
@@ -125,6 +126,22 @@ def synthesis_problems(
         yield from _dimension_problems(synthesis.privatize, models.glow, intake)
         yield from _claim_problems(synthesis.privatize, synthesis.grouping, privacy)
         yield from _share_problems(synthesis.privatize, synthesis.grouping)
+
+
+def _coarse_problems(synthesis: Synthesis, intake: Intake) -> Iterator[str]:
+    """Problems of the grid of residuals: cells too small, or averages that must not have one."""
+    cells = synthesis.coarse_cells
+    if cells > intake.size_px // 4:
+        yield (
+            f"synthesis.coarse_cells: {cells} for {intake.size_px} px; expected at most "
+            f"{intake.size_px // 4}: a smaller cell shows what single members look like"
+        )
+    if cells and synthesis.grouping == "anchors":
+        yield (
+            f"synthesis.coarse_cells: {cells} with grouping anchors; expected 0: "
+            "its averages carry epsilon, and a residual would carry no noise; "
+            "leave coarse_cells out"
+        )
 
 
 def _dimension_problems(plan: PrivatizePlan, glow: GlowPlan, intake: Intake) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from common.config import FrozenModel
 from common.study.fields import Checkpoint
@@ -216,6 +216,13 @@ class Synthesis(FrozenModel):
     anchors: AnchorsPlan | None = Field(
         default=None, description="set with grouping `anchors`, and with no other"
     )
+    coarse_cells: int = Field(
+        default=0,
+        ge=0,
+        le=64,
+        description="cells along each side of a grid in which an average also keeps its members' "
+        "mean residual: what their codes cannot hold; at most a quarter of intake.size_px; 0: none",
+    )
     windows: int = Field(
         default=2,
         ge=1,
@@ -272,6 +279,14 @@ class Synthesis(FrozenModel):
     privatize: PrivatizePlan | None = Field(
         default=None, description="set to privatize images in the latent space of models.glow"
     )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`coarse_cells` came after the first signed plans: its default leaves their bytes."""
+        fields: dict[str, Any] = serialize(self)
+        if self.coarse_cells == 0:
+            fields.pop("coarse_cells", None)
+        return fields
 
     @property
     def needs_generator(self) -> bool:

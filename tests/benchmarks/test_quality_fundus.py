@@ -61,6 +61,7 @@ def inverted(accepted: list[int]) -> Inversion:
         np.zeros(count),
         np.array(accepted, bool),
         np.zeros((count, 2, 1), np.float32),
+        np.zeros((count, 2, 1, 1), np.float32),
     )
 
 

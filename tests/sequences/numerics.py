@@ -126,6 +126,7 @@ class Numerics:
             errors=np.zeros(count),
             accepted=np.ones(count, np.bool_),
             looks=np.ones((count, 2, 3), np.float32),
+            coarse=np.zeros((count, 4, 1, 1), np.float32),
         )
 
     def measure(self, images: Images, found: Any, who: Any, *_: Any) -> dict[str, Shown]:

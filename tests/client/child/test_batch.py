@@ -243,7 +243,8 @@ def test_averages_are_moved_out_before_they_are_drawn_where_the_plan_says_so(
     who = Roster(tuple("abcde"), (Stratum(0),) * 5, tuple((i,) for i in range(5)))
     looks = np.ones((5, 2, 3), np.float32)
     known = SimpleNamespace(spread=1.0, look_on=lambda _: None)
-    looked = known, SimpleNamespace(accepted=np.ones(5, np.bool_), looks=looks)
+    coarse = np.zeros((5, 4, 1, 1), np.float32)
+    looked = known, SimpleNamespace(accepted=np.ones(5, np.bool_), looks=looks, coarse=coarse)
     batch = SimpleNamespace(
         synthesis=small_study(synthesis=plan).synthesis,
         cohort=SimpleNamespace(images=np.zeros((5, 2, 2, 3))),

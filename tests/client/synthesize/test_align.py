@@ -67,7 +67,8 @@ def inversion_of(codes: torch.Tensor) -> inv.Inversion:
     count = len(codes)
     looks = np.ones((count, 2, 3), np.float32)
     accepted = np.ones(count, bool)
-    return inv.Inversion(points, points, codes.numpy(), np.zeros(count), accepted, looks)
+    coarse = np.zeros((count, 4, 1, 1), np.float32)
+    return inv.Inversion(points, points, codes.numpy(), np.zeros(count), accepted, looks, coarse)
 
 
 def measure(site: Site, plan: al.AlignmentPlan) -> dict[str, al.PatientStatistics]:

@@ -20,7 +20,8 @@ def inversion(errors: list[float], accepted: list[bool]) -> Inversion:
     points = np.zeros((len(errors), 3))
     codes = np.zeros((len(errors), 2, 3), np.float32)
     looks = np.ones((len(errors), 2, 1), np.float32)
-    return Inversion(points, points, codes, np.array(errors), np.array(accepted), looks)
+    coarse = np.zeros((len(errors), 4, 1, 1), np.float32)
+    return Inversion(points, points, codes, np.array(errors), np.array(accepted), looks, coarse)
 
 
 def white(size_px: int) -> Any:

@@ -88,13 +88,17 @@ def test_dark_blurred_and_saturated_images_lack_content_and_photographs_do_not()
         assert looks.lack_content(empty).all()
 
 
+NONE = torch.zeros(3, 1, 1)  # no residual
+
+
 def inversion(rows: np.ndarray, accepted: np.ndarray | None = None) -> Inversion:
     """An inversion of which only the looks matter."""
     count = len(rows)
     none = np.zeros((count, 1))
     codes = np.zeros((count, 1, 1), np.float32)
     kept = np.ones(count, np.bool_) if accepted is None else accepted
-    return Inversion(none, none, codes, np.zeros(count), kept, rows)
+    coarse = np.zeros((count, 4, 1, 1), np.float32)
+    return Inversion(none, none, codes, np.zeros(count), kept, rows, coarse)
 
 
 def members(count: int = 5) -> Roster:
@@ -115,14 +119,14 @@ def test_an_appearance_weighs_each_patient_alike_whatever_the_number_of_photogra
 def test_an_appearance_has_k_distinct_patients_behind_it_or_is_none() -> None:
     group = Group(MEMBERS, Stratum(0), 5)
     look = Look(torch.zeros(1, 3), torch.ones(1, 3))
-    assert Appearance(group, look, 5)
+    assert Appearance(group, look, 5, NONE, NONE[0])
     with pytest.raises(PolicyError) as refused:
-        Appearance(group, look, 4)
+        Appearance(group, look, 4, NONE, NONE[0])
     assert refused.value.code == "E-GROUP-SIZE"
     with pytest.raises(Bug, match="expected a Group"):
-        Appearance(MEMBERS, look, 5)  # type: ignore[arg-type]
+        Appearance(MEMBERS, look, 5, NONE, NONE[0])  # type: ignore[arg-type]
     with pytest.raises(Bug, match="not finite"):
-        Appearance(group, look._replace(mean=torch.full((1, 3), torch.nan)), 5)
+        Appearance(group, look._replace(mean=torch.full((1, 3), torch.nan)), 5, NONE, NONE[0])
 
 
 def test_a_rejected_photograph_gives_no_look() -> None:
@@ -135,7 +139,7 @@ def test_a_rejected_photograph_gives_no_look() -> None:
 
 def test_a_generated_image_takes_the_groups_look() -> None:
     wanted = Look(torch.tensor([[-0.2, -0.3, -0.5]]), torch.tensor([[0.15, 0.15, 0.15]]))
-    shown = Shown(COMMON, (Appearance(Group(MEMBERS, Stratum(0), 5), wanted, 5),))
+    shown = Shown(COMMON, (Appearance(Group(MEMBERS, Stratum(0), 5), wanted, 5, NONE, NONE[0]),))
     made = looks.look_at(to_unit(photographs()), COMMON)
     image = shown.show(0, made.images)
     own = look_of(image, made.fields)
@@ -146,7 +150,7 @@ def test_a_generated_image_takes_the_groups_look() -> None:
 def test_the_border_of_a_field_is_dyed_and_black_stays_black() -> None:
     """A border pixel mixes the field with black; it must keep no colour of the generator."""
     wanted = Look(torch.tensor([[-0.6, -0.2, -0.3]]), torch.tensor([[0.2, 0.15, 0.1]]))
-    shown = Shown(COMMON, (Appearance(Group(MEMBERS, Stratum(0), 5), wanted, 5),))
+    shown = Shown(COMMON, (Appearance(Group(MEMBERS, Stratum(0), 5), wanted, 5, NONE, NONE[0]),))
     image = torch.full((1, 3, 8, 8), -1.0)
     image[:, :, 2:6, 2:6] = COMMON.mean.view(1, 3, 1, 1)
     image[:, :, 2] = (COMMON.mean.view(1, 3, 1) - 1) / 2

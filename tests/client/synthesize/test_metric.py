@@ -42,7 +42,9 @@ def inversion(count: int, seed: int = 0, ties: bool = False) -> Inversion:
     points = reference().whitening(codes)
     colours = mean_colours(images.float())
     looks = np.ones((count, 2, 3), np.float32)
-    return Inversion(points, colours, codes, np.zeros(count), np.ones(count, np.bool_), looks)
+    coarse = np.zeros((count, 4, 1, 1), np.float32)
+    accepted = np.ones(count, np.bool_)
+    return Inversion(points, colours, codes, np.zeros(count), accepted, looks, coarse)
 
 
 def groups(

@@ -31,16 +31,19 @@ class Plain:
     """A generator whose image is one colour: its code."""
 
     def synthesis(self, codes: torch.Tensor) -> torch.Tensor:
-        return codes[:, 0, :, None, None].expand(-1, -1, 4, 4)
+        return codes[:, 0, :, None, None].expand(-1, -1, 16, 16)
 
 
-def kept(aligned: list[float], average: list[float]) -> torch.Tensor:
+def kept(
+    aligned: list[float], average: list[float], residual: tuple[float, float, float] = (0, 0, 0)
+) -> torch.Tensor:
     target = MeanFeatures(GROUP, torch.zeros(3), 3)
     generator: Any = Plain()
     network: Any = Colours()
     statistics: Any = SimpleNamespace(centroid=torch.tensor([average]))
     codes = torch.tensor([[aligned]])
-    return keep_nearer(codes, [statistics], [target], generator, network)[0, 0]
+    coarse = torch.tensor(residual)[:, None, None]
+    return keep_nearer(codes, [statistics], [target], [coarse], generator, network)[0, 0]
 
 
 @pytest.mark.parametrize(
@@ -56,6 +59,12 @@ def kept(aligned: list[float], average: list[float]) -> torch.Tensor:
 def test_alignment_can_only_help(aligned: list[float], average: list[float], which: str) -> None:
     expected = aligned if which == "aligned" else average
     assert kept(aligned, average).tolist() == pytest.approx(expected)
+
+
+def test_both_are_looked_at_with_the_residual_with_which_they_are_released() -> None:
+    aligned, average = [0.1, 0.0, 0.0], [0.6, 0.0, 0.0]
+    assert kept(aligned, average).tolist() == pytest.approx(aligned)
+    assert kept(aligned, average, (-0.6, 0, 0)).tolist() == pytest.approx(average)
 
 
 def test_each_patient_weighs_one_whatever_the_number_of_images() -> None:

@@ -200,3 +200,15 @@ def test_strata_weights_and_words() -> None:
 def test_windows_that_do_not_divide_the_image_are_refused_before_anything_is_trained() -> None:
     with pytest.raises(ValidationError, match=r"synthesis\.windows: 3 does not divide 32 px"):
         small_study(synthesis={**small_plan()["synthesis"], "windows": 3})
+
+
+def test_a_grid_of_residuals_counts_in_the_hash_only_where_there_is_one() -> None:
+    assert small_study(synthesis__coarse_cells=0).hash() == FIRST_HASH
+    assert small_study(synthesis__coarse_cells=8).hash() != FIRST_HASH
+
+
+def test_averages_that_carry_epsilon_have_no_grid_of_residuals() -> None:
+    with pytest.raises(ValidationError, match=r"coarse_cells: 4 with grouping anchors"):
+        small_study(synthesis__grouping="anchors", synthesis__coarse_cells=4)
+    with pytest.raises(ValidationError, match=r"coarse_cells: 64 for \d+ px; expected at most"):
+        small_study(synthesis__coarse_cells=64)
