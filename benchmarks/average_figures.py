@@ -15,16 +15,14 @@ from benchmarks.average_makers import ANCHORS, Released, load_or_average
 from benchmarks.average_prepared import PreparedPart
 from client.synthesize.invert import reconstruct
 from client.synthesize.looks import look_from, show_in
-from common.arrays import Images, Labels
+from common.arrays import Flags, Images, Labels
 from common.measure import attack_scores, attacks, classifier
 from common.measure.scores import score_predictions
 from common.models.images import to_uint8
-from common.models.pretrained_features import load_features
 from common.storage.files import atomic_write
 from server.evaluate import distances, siamese
 from server.evaluate.attack_spaces import spaces
 from server.evaluate.attacks import People
-from server.evaluate.extractors import FEATURE_UNIT
 
 
 def load_or_make(file: Path, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
@@ -48,7 +46,6 @@ def measure_row(ready: PreparedPart, row: str, k: int, seeds: int) -> dict[str, 
     labelled = row != ANCHORS
     battery = ready.battery if labelled else ready.blind
     inference = battery.membership(released.images, released.labels, seen)
-    assert inference is not None
     worth = None
     if labelled:
         training = (released.images, released.labels, released.group_of)
@@ -61,7 +58,8 @@ def measure_row(ready: PreparedPart, row: str, k: int, seeds: int) -> dict[str, 
         "groups": len(released.members),
         "distances": fidelity(ready, released.images),
         "utility": worth,
-        "membership": {
+        "membership": inference
+        and {
             "worst": asdict(inference.worst),
             "chance": inference.chance,
             "all": {one.attacker: round(one.auc, 4) for one in inference.attackers},
@@ -71,30 +69,33 @@ def measure_row(ready: PreparedPart, row: str, k: int, seeds: int) -> dict[str, 
     }
 
 
-def fidelity(ready: PreparedPart, images: Images) -> dict[str, float | None]:
+def fidelity(ready: PreparedPart, images: Images) -> dict[str, Any]:
     """Kernel distance, and Fréchet distance of means and variances, to the held-out people on
-    pretrained features.
+    pretrained features, each with its 95 % interval; None for fewer than two images.
     """
     if len(images) < 2:
         return {"kernel": None, "frechet": None}
-    network = load_features()
-    ours, heldout = (
-        network.of_images(x) / FEATURE_UNIT for x in (images, ready.part.heldout.images)
-    )
+    ours = ready.features(images)
+    kernel = distances.estimate_kernel(ours, ready.heldout_features)
+    frechet = distances.estimate_frechet(ours, ready.heldout_features, variances_alone=True)
     return {
-        "kernel": distances.kernel(ours, heldout),
-        "frechet": distances.frechet(ours, heldout, variances_alone=True),
+        "kernel": kernel.value,
+        "kernel_95": kernel.interval,
+        "frechet": frechet.value,
+        "frechet_95": frechet.interval,
     }
 
 
 def utility(
     ready: PreparedPart, training: Sequence[tuple[Images, Labels, Labels]]
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Mean over seeds, each with its own training set, of a classifier's figures on the held-out
-    people.
+    people; None for a single class.
     """
     test = ready.part.heldout
     classes = len(ready.part.classes)
+    if classes < 2:
+        return None
     recipe = classifier.Recipe(flip=ready.part.flip)
     found = []
     for seed, (images, labels, group_of) in enumerate(training):
@@ -137,28 +138,43 @@ def linkage(
     return worst
 
 
-def reidentify(ready: PreparedPart, released: Released) -> dict[str, float] | None:
-    """P@1 of the trained network from a member's other image to the releases of the label."""
-    if ready.network is None:
-        return None
+def reidentify(ready: PreparedPart, released: Released) -> dict[str, Any] | None:
+    """P@1 from a member's other image to the releases of the label, by the better attacker."""
     queries = ready.part.queries
-    apart = attack_scores.distances(
-        ready.network.embed(queries.images), ready.network.embed(released.images)
-    )
-    apart = np.where(queries.labels[:, None] == released.labels[None], apart, np.inf)
-    own = np.zeros(apart.shape, bool)
+    own = np.zeros((len(queries.images), len(released.images)), bool)
     for query, person in enumerate(queries.person_of):
         own[query] = [person in released.members[group] for group in released.group_of]
-    found = siamese.reidentify(apart, own)
-    if found is None:
+    return find_persons(ready, released.images, released.labels, own)
+
+
+def recognise(ready: PreparedPart) -> dict[str, Any] | None:
+    """The same among the members' own images: how attackers do where nothing is averaged."""
+    members = ready.part.members
+    own = ready.part.queries.person_of[:, None] == members.person_of[None]
+    return find_persons(ready, members.images, members.labels, own)
+
+
+def find_persons(
+    ready: PreparedPart, images: Images, labels: Labels, own: Flags
+) -> dict[str, Any] | None:
+    """P@1 from the members' other images to `images` of the label, by the attacker of the highest.
+
+    `own` [queries, images]: which are the person's. None where nobody has another image.
+    """
+    queries = ready.part.queries
+    if not len(queries.images):
         return None
-    return {
-        "precision": found.precision,
-        "low": found.interval[0],
-        "high": found.interval[1],
-        "chance": found.chance,
-        "auc": found.auc,
-    }
+    worst: dict[str, Any] | None = None
+    for name, see in ready.recognisers.items():
+        apart = attack_scores.distances(see(queries.images), see(images))
+        apart = np.where(queries.labels[:, None] == labels[None], apart, np.inf)
+        found = siamese.reidentify(apart, own)
+        if found is None or (worst and found.precision <= worst["precision"]):
+            continue
+        low, high = found.interval
+        worst = {"precision": found.precision, "low": low, "high": high}
+        worst |= {"chance": found.chance, "auc": found.auc, "attacker": name}
+    return worst
 
 
 def show_inversions(ready: PreparedPart) -> Images:
@@ -170,21 +186,16 @@ def show_inversions(ready: PreparedPart) -> Images:
 
 
 def real_rows(ready: PreparedPart, seeds: int) -> dict[str, Any]:
-    """What all real members give, the distances' floor, and how well the re-identifying network
-    tells people apart.
+    """What all real members give, the distances' floor, and how well attackers find people among
+    real images.
     """
     members = ready.part.members
-    found: dict[str, Any] = {
+    return {
         "all": utility(ready, [(members.images, members.labels, members.person_of)] * seeds),
         "floor": fidelity(ready, members.images),
         "inverted_floor": fidelity(ready, show_inversions(ready)),
+        "recognised": recognise(ready),
     }
-    if ready.network is not None:
-        control = siamese.recognition(
-            ready.network, ready.part.heldout.images, ready.part.heldout.person_of
-        )
-        found["recognised"] = control and asdict(control)
-    return found
 
 
 def few_rows(ready: PreparedPart, k: int, seeds: int) -> dict[str, Any]:
@@ -198,7 +209,16 @@ def few_rows(ready: PreparedPart, k: int, seeds: int) -> dict[str, Any]:
         for rows in draws:
             training.append((pixels[rows], members.labels[rows], members.person_of[rows]))
         found[f"{name} {k}"] = utility(ready, training)
+        found[f"{name} floor {k}"] = mean_fidelity(ready, [images for images, _, _ in training])
     return found
+
+
+def mean_fidelity(ready: PreparedPart, draws: Sequence[Images]) -> dict[str, Any]:
+    """The mean distances over several draws."""
+    found = [fidelity(ready, images) for images in draws]
+    if any(one["kernel"] is None for one in found):
+        return {"kernel": None, "frechet": None}
+    return {name: float(np.mean([one[name] for one in found])) for name in ("kernel", "frechet")}
 
 
 def some(labels: Labels, accepted: Labels, k: int, seed: int) -> Labels:

@@ -26,8 +26,10 @@ from client.synthesize.align import (
 from client.synthesize.appearance import Shown, gather_appearances
 from client.synthesize.group import Mode, Roster, form_groups, patient_codes
 from client.synthesize.metric import Metric, make_metric_cells, make_points
+from client.synthesize.nearer import gather_features, keep_nearer
 from client.synthesize.spread import find_directions
 from common.arrays import Images, Labels
+from common.models.pretrained_features import load_features
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.noise import SeededNoiseSource
 
@@ -92,8 +94,8 @@ def numbers(group: Group) -> tuple[int, ...]:
 def maker_of(
     mode: Mode, outputs: int = 1, directions: int = 0, share: float = 1.0, metric: Metric = "codes"
 ) -> Callable[[PreparedPart, int], Released]:
-    """The product's path: groups, alignment, moving out along so many `directions` by a `share`,
-    rendering.
+    """The product's path (client/child/batch.py): groups, alignment, the average where its image is
+    nearer, moving out along so many `directions` by a `share`, rendering.
     """
 
     def maker(ready: PreparedPart, k: int) -> Released:
@@ -101,18 +103,15 @@ def maker_of(
         critic = ready.networks.critic
         plan = ready.alignment_plan
         assert generator is not None and critic is not None
+        images = ready.part.members.images
+        common = ready.known.look_on()
         groups = form_row_groups(ready, mode, k, metric)
-        patients = measure_patients(
-            ready.part.members.images,
-            ready.seen,
-            ready.who,
-            generator,
-            critic,
-            plan,
-            ready.known.look_on(),
-        )
+        patients = measure_patients(images, ready.seen, ready.who, generator, critic, plan, common)
         statistics = gather_statistics(groups, patients, generator, plan)
-        codes = align(statistics, generator, critic, plan, ready.known.spread).codes
+        aligned = align(statistics, generator, critic, plan, ready.known.spread).codes
+        network = load_features()
+        features = gather_features(images, groups, ready.who, network, common)
+        codes = keep_nearer(aligned, statistics, features, generator, network)
         if directions:
             codes = find_directions(ready.known, directions, k, mode, share).move_out(codes)
         return render_groups(ready, codes, groups, outputs)
@@ -136,16 +135,20 @@ def render_groups(
     )
 
 
-def centroid(ready: PreparedPart, k: int) -> Released:
-    """The mean code of the groups of `similar`, not aligned."""
-    groups = form_row_groups(ready, "similar", k)
-    codes = torch.from_numpy(ready.seen.codes)
-    rows_of = dict(zip(ready.who.pseudonyms, ready.who.images, strict=True))
-    means = []
-    for group in groups:
-        each = [codes[list(rows_of[member])].mean(0) for member in group.members]
-        means.append(torch.stack(each).mean(0))
-    return render_groups(ready, torch.stack(means), groups)
+def centroid_of(mode: Mode) -> Callable[[PreparedPart, int], Released]:
+    """The mean code of the groups of `mode`, not aligned."""
+
+    def maker(ready: PreparedPart, k: int) -> Released:
+        groups = form_row_groups(ready, mode, k)
+        codes = torch.from_numpy(ready.seen.codes)
+        rows_of = dict(zip(ready.who.pseudonyms, ready.who.images, strict=True))
+        means = []
+        for group in groups:
+            each = [codes[list(rows_of[member])].mean(0) for member in group.members]
+            means.append(torch.stack(each).mean(0))
+        return render_groups(ready, torch.stack(means), groups)
+
+    return maker
 
 
 def publish_anchors(ready: PreparedPart, k: int) -> Released:
@@ -238,7 +241,8 @@ MAKERS: dict[str, Callable[[PreparedPart, int], Released]] = {
     "cells, moved out by 3/4": maker_of("cells", directions=DIRECTIONS, share=0.75),
     **{f"{mode}, {OUTPUTS} outputs": maker_of(mode, OUTPUTS) for mode in OF_SEVERAL},
     ANCHORS: publish_anchors,
-    "centroid": centroid,
+    "centroid": centroid_of("similar"),
+    "cells, centroid": centroid_of("cells"),
     "same-pixel": same_pixel,
     "same-pca": same_pca,
 }

@@ -104,20 +104,25 @@ def chest_part(checkpoint: Path, data: Path) -> Part:
     for role in chest_split.ROLES:
         found = chest_split.radiographs(data / "cxr_nih_covid_64.npz", role)
         sets[role] = one_label(Set(found.images, found.labels, found.patient_of))
-    members = sets["members"]
-    last = last_of_several(members.person_of)
-    kept = np.setdiff1d(np.arange(len(members.labels)), last)
+    kept, queries = keep_one_back(sets["members"])
     return Part(
         "chest",
         chest_split.LABELS,
-        members.rows(kept),
+        kept,
         sets["heldout"],
         sets["public"],
-        members.rows(last),
+        queries,
         checkpoint,
         1,
         False,
     )
+
+
+def keep_one_back(members: Set) -> tuple[Set, Set]:
+    """The members without, and with only, the last image of each who has several."""
+    last = last_of_several(members.person_of)
+    kept = np.setdiff1d(np.arange(len(members.labels)), last)
+    return members.rows(kept), members.rows(last)
 
 
 def last_of_several(person_of: Labels) -> Labels:

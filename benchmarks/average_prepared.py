@@ -6,6 +6,7 @@ import copy
 import hashlib
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -16,15 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.average_people import Part
-from client.synthesize.align import (
-    AlignmentPlan,
-)
+from client.synthesize.align import AlignmentPlan
 from client.synthesize.group import Roster, patient_codes, roster
 from client.synthesize.invert import Inversion, invert
 from client.synthesize.reference import InversionPlan, Reference, make_reference
-from common.arrays import Images, Labels
+from common.arrays import Floats, Images, Labels
 from common.models.encoder import load_encoder
 from common.models.images import to_unit
+from common.models.pretrained_features import load_features
 from common.models.stylegan import load_critic, load_generator
 from common.storage.files import atomic_write, read_capped
 from common.study.plan import Study
@@ -33,6 +33,7 @@ from common.wire.tensors import read
 from server.evaluate import siamese
 from server.evaluate.attack_spaces import Networks
 from server.evaluate.attacks import Battery, People
+from server.evaluate.extractors import FEATURE_UNIT
 
 KEY = b"kohort-benchmark-quality-fundus!"
 CAP_BYTES = 1 << 31
@@ -46,10 +47,7 @@ class PreparedPart:
     def __init__(self, part: Part, work: Path, study: Study) -> None:
         self.part = part
         self.study = study
-        digest = hashlib.sha256(
-            read_capped(part.checkpoint / "gan.safetensors", CAP_BYTES)
-        ).hexdigest()[:8]
-        self.work = work / f"{part.name}-{digest}"
+        self.work = work / f"{part.name}-{digest_of(part.checkpoint)}"
         self.work.mkdir(parents=True, exist_ok=True)
 
     @cached_property
@@ -59,10 +57,10 @@ class PreparedPart:
         coder = read(self.part.checkpoint / "encoder.safetensors", max_bytes=CAP_BYTES)
         file = self.part.checkpoint / "sizes.json"
         given = json.loads(file.read_text()) if file.is_file() else {}
-        plan = plan_with_sizes(self.study.models.gan, given)
+        plan = plan_with_sizes(self.study, given)
         width = plan.pop("encoder_width")
         model = GanPlan.model_validate(plan)
-        size = 64
+        size = self.part.members.images.shape[1]
         channels = self.part.channels
         return Networks(
             load_generator(gan, model, size, channels),
@@ -159,8 +157,9 @@ class PreparedPart:
 
     @cached_property
     def battery(self) -> Battery:
-        """The attackers, with the public people as their reference."""
-        return Battery(self.people, self.networks, self.part.public.images)
+        """The attackers, with the public people as their reference, or the held-out ones."""
+        public = self.part.public.images if len(self.part.public.images) else None
+        return Battery(self.people, self.networks, public)
 
     @cached_property
     def blind(self) -> Battery:
@@ -201,19 +200,43 @@ class PreparedPart:
         return numbers
 
     @cached_property
-    def network(self) -> siamese.Siamese | None:
-        """The re-identifying network of the public half; None where nobody has two images."""
-        if not len(self.part.queries.images):
-            return None
-        return siamese.train(self.part.public.images, self.part.public.person_of, seed=0)
+    def recognisers(self) -> dict[str, Callable[[Images], Floats]]:
+        """What an attacker recognises a person by: pretrained features, and a siamese network of
+        the public people, or else of the held-out ones, where enough of them have two images.
+        """
+        found: dict[str, Callable[[Images], Floats]] = {"pretrained features": self.features}
+        outside = self.part.public if len(self.part.public.images) else self.part.heldout
+        images_each = np.unique(outside.person_of, return_counts=True)[1]
+        if (images_each > 1).sum() >= siamese.LEAST_PERSONS:
+            network = siamese.train(outside.images, outside.person_of, seed=0)
+            found["siamese network"] = network.embed
+        return found
+
+    def features(self, images: Images) -> Floats:
+        """Pretrained features [N, D] in their unit."""
+        return load_features().of_images(images) / FEATURE_UNIT
+
+    @cached_property
+    def heldout_features(self) -> Floats:
+        """Those of the held-out people."""
+        return self.features(self.part.heldout.images)
 
 
-def plan_with_sizes(gan: GanPlan | None, given: dict[str, int]) -> dict[str, Any]:
+def digest_of(checkpoint: Path) -> str:
+    """The first digits of the SHA-256 of a checkpoint's generator and encoder."""
+    found = hashlib.sha256()
+    for name in ("gan", "encoder"):
+        found.update(read_capped(checkpoint / f"{name}.safetensors", CAP_BYTES))
+    return found.hexdigest()[:8]
+
+
+def plan_with_sizes(study: Study, given: dict[str, int]) -> dict[str, Any]:
     """The plan's model with a checkpoint's own sizes: width, latent, encoder_width."""
-    assert gan is not None
-    return (
-        gan.model_dump(mode="json", exclude={"start", "trainable"}) | {"encoder_width": 24} | given
-    )
+    gan = study.models.gan
+    encoder = study.models.encoder
+    assert gan is not None and encoder is not None
+    planned = gan.model_dump(mode="json", exclude={"start", "trainable"})
+    return planned | {"encoder_width": encoder.width} | given
 
 
 def save(file: Path, **arrays: NDArray[Any]) -> None:

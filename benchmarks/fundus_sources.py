@@ -27,13 +27,17 @@ MEASURED = ("palm", "odir", "eyepacs", "diaretdb1")
 
 @dataclass(frozen=True)
 class Photographs:
-    """Framed photographs uint8 [N, S, S, 3]; names, patients, labels [N], sides where known."""
+    """Framed photographs uint8 [N, S, S, 3]; names, patients, labels [N], sides where known.
+
+    `without_field`: how many others were left out, because no field of view was found.
+    """
 
     images: NDArray[np.uint8]
     names: NDArray[np.str_]
     patients: NDArray[np.str_]
     labels: NDArray[np.str_]
     right: NDArray[np.bool_] | None
+    without_field: int = 0
 
     def __len__(self) -> int:
         return len(self.names)
@@ -93,7 +97,8 @@ def _framed(
         kept.append(row)
     if right is not None:
         right = right[kept]
-    return Photographs(np.stack(found), names[kept], patients[kept], labels[kept], right)
+    missing = len(rows) - len(kept)
+    return Photographs(np.stack(found), names[kept], patients[kept], labels[kept], right, missing)
 
 
 def resize(pixels: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

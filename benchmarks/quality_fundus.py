@@ -42,8 +42,8 @@ COLUMNS = (
     "k",
     "row",
     "images",
-    "KID",
-    "Fréchet",
+    "KID (95 %)",
+    "Fréchet (95 %)",
     "kappa",
     "of real n/k",
     "accuracy",
@@ -73,7 +73,8 @@ def table(
     add("", "all, inverted", count, *far(real["inverted_floor"]))
     for k in ks:
         for kind in ("real", "inverted"):
-            add(str(k), f"{kind}, n/k", "", "", "", *worth(real[f"{kind} {k}"], None))
+            distant = far(real[f"{kind} floor {k}"])
+            add(str(k), f"{kind}, n/k", "", *distant, *worth(real[f"{kind} {k}"], None))
         for row in (r for r in rows if r["k"] == k):
             reached: tuple[str, ...] = ("",) * 5
             if row["utility"]:
@@ -84,11 +85,18 @@ def table(
     return report.Table(f"{TITLES[part.name]}: {sizes}", COLUMNS, tuple(lines))
 
 
-def far(found: dict[str, float | None]) -> tuple[str, str]:
-    """The cells of the distances; too few images for one leave it empty."""
-    kernel = found["kernel"]
-    frechet = found["frechet"]
-    return "" if kernel is None else f"{kernel:.3f}", "" if frechet is None else f"{frechet:.2f}"
+def far(found: dict[str, Any]) -> tuple[str, str]:
+    """The cells of the distances with their intervals; too few images for one leave it empty."""
+    cells = []
+    for name, digits in (("kernel", 3), ("frechet", 2)):
+        cell = ""
+        if found[name] is not None:
+            cell = f"{found[name]:.{digits}f}"
+        if found.get(f"{name}_95"):
+            low, high = found[f"{name}_95"]
+            cell += f" ({low:.{digits}f}-{high:.{digits}f})"
+        cells.append(cell)
+    return cells[0], cells[1]
 
 
 def worth(found: dict[str, Any], as_many: float | None) -> tuple[str, ...]:
@@ -104,17 +112,20 @@ def worth(found: dict[str, Any], as_many: float | None) -> tuple[str, ...]:
 def leakage(row: dict[str, Any]) -> tuple[str, ...]:
     """The cells of the attacks."""
     worst = row["membership"]["worst"]
-    link = row["linkage"]
-    again = row["reidentified"]
     low, high = worst["auc_interval"]
     return (
         f"{worst['auc']:.3f} ({low:.2f}-{high:.2f})",
         f"{row['membership']['chance']:.3f}",
         f"{worst['tpr']:.3f}",
         worst["attacker"],
-        f"{link['precision']:.2f} ({link['chance']:.2f})" if link else "",
-        f"{again['precision']:.2f} ({again['chance']:.2f})" if again else "",
+        beside_chance(row["linkage"]),
+        beside_chance(row["reidentified"]),
     )
+
+
+def beside_chance(found: dict[str, Any] | None) -> str:
+    """The cell of a precision."""
+    return f"{found['precision']:.2f} ({found['chance']:.2f})" if found else ""
 
 
 def run(

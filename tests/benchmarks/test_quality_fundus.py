@@ -1,6 +1,7 @@
 """The quality benchmark's own rules: its parts, equal counts, and a curve without real images."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -142,6 +143,8 @@ def test_a_release_without_labels_stands_in_the_table_with_its_attacks_and_not_i
         "inverted_floor": far,
         "real 10": worth,
         "inverted 10": worth,
+        "real floor 10": far,
+        "inverted floor 10": far,
     }
     images = average_people.Set(
         np.zeros((2, 2, 2, 1), np.uint8), np.zeros(2, np.int64), np.arange(2)
@@ -159,6 +162,21 @@ def test_a_release_without_labels_stands_in_the_table_with_its_attacks_and_not_i
     assert curve({"fundus": {"rows": [blind, plain], "real": real}}) == curve(
         {"fundus": {"rows": [plain], "real": real}}
     )
+
+
+def test_a_distance_stands_with_its_interval() -> None:
+    found = {"kernel": 0.5, "kernel_95": [0.25, 0.75], "frechet": 2.0, "frechet_95": [1.5, 2.5]}
+    assert q.far(found) == ("0.500 (0.250-0.750)", "2.00 (1.50-2.50)")
+    assert q.far({"kernel": 0.5, "frechet": None}) == ("0.500", "")
+
+
+def test_figures_are_kept_by_generator_and_encoder(tmp_path: Path) -> None:
+    digests = set()
+    for gan, encoder in ((b"a", b"a"), (b"a", b"b"), (b"b", b"a")):
+        (tmp_path / "gan.safetensors").write_bytes(gan)
+        (tmp_path / "encoder.safetensors").write_bytes(encoder)
+        digests.add(average_prepared.digest_of(tmp_path))
+    assert len(digests) == 3
 
 
 def test_the_noise_of_the_anchors_row_is_worth_the_epsilon_that_the_table_states() -> None:
