@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from benchmarks.average_makers import ANCHORS, Released, load_or_average
 from benchmarks.average_prepared import PreparedPart
+from client.synthesize.coarse import add_residual
 from client.synthesize.invert import reconstruct
 from client.synthesize.looks import look_from, show_in
 from common.arrays import Flags, Images, Labels
 from common.measure import attack_scores, attacks, classifier
 from common.measure.scores import score_predictions
 from common.models.images import to_uint8
+from common.models.look import field_of
 from common.storage.files import atomic_write
 from server.evaluate import distances, siamese
 from server.evaluate.attack_spaces import spaces
@@ -178,11 +181,15 @@ def find_persons(
 
 
 def show_inversions(ready: PreparedPart) -> Images:
-    """The members as the generator shows their codes."""
+    """The members as the generator shows their codes, with their coarse residuals."""
     assert ready.networks.generator is not None
     made = reconstruct(ready.seen.codes, ready.networks.generator)
+    fields = field_of(made)
+    for row, residual in enumerate(torch.from_numpy(ready.seen.coarse[:, :-1])):
+        one = slice(row, row + 1)
+        made[one] = add_residual(made[one], residual, fields[one])
     own = look_from(ready.seen.looks, made.device)
-    return to_uint8(show_in(made, ready.known.look_on(made.device), own))
+    return to_uint8(show_in(made, ready.known.look_on(made.device), own, fields))
 
 
 def real_rows(ready: PreparedPart, seeds: int) -> dict[str, Any]:

@@ -111,7 +111,9 @@ def maker_of(
         aligned = align(statistics, generator, critic, plan, ready.known.spread).codes
         network = load_features()
         features = gather_features(images, groups, ready.who, network, common)
-        codes = keep_nearer(aligned, statistics, features, generator, network)
+        appearances = gather_appearances(groups, ready.who, ready.seen)
+        residuals = [own.residual for own in appearances]
+        codes = keep_nearer(aligned, statistics, features, residuals, generator, network)
         if directions:
             codes = find_directions(ready.known, directions, k, mode, share).move_out(codes)
         return render_groups(ready, codes, groups, outputs)

@@ -47,7 +47,8 @@ class PreparedPart:
     def __init__(self, part: Part, work: Path, study: Study) -> None:
         self.part = part
         self.study = study
-        self.work = work / f"{part.name}-{digest_of(part.checkpoint)}"
+        cells = self.inversion_plan.coarse_cells
+        self.work = work / f"{part.name}-{digest_of(part.checkpoint)}-coarse{cells}"
         self.work.mkdir(parents=True, exist_ok=True)
 
     @cached_property

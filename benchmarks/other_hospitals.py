@@ -2,13 +2,14 @@
 
     python -m benchmarks.other_hospitals --data FOLDER [--source NAME ...] [--k 5 10 20]
         [--rows cells similar ...] [--people N] [--seeds 5] [--checkpoint DIR] [--work DIR]
-        [--json [FILE]] [--sheet FILE.png]
+        [--coarse-cells N] [--json [FILE]] [--sheet FILE.png]
 
 Each source is one hospital: IDRiD's people whom the checkpoint never saw (its own camera), and
 ODIR, PALM, EyePACS and DIARETDB1, framed as a hospital frames them. Of each, two thirds of the
 people are members, dealt at random within each label (benchmarks/hospital_people.py). Figures are
 those of quality_fundus, against the held-out people of the same source. None chooses anything.
 Every figure is a file in --work, named by the checkpoint's digest, so an interrupted run continues.
+`--coarse-cells` asks for another grid of residuals (client/synthesize/coarse.py) than the plan.
 `--people` takes so many people of each source; `--sheet` shows ten photographs of each source, and
 ten averages of ten people by each of `SHOWN`.
 """
@@ -33,7 +34,7 @@ from benchmarks.average_prepared import PreparedPart
 from benchmarks.hospital_people import SOURCES, make_part, read_source
 from benchmarks.quality_fundus import beside_chance, far, run, say
 from common.arrays import Images
-from common.study.plan import load_study
+from common.study.plan import Study, load_study
 
 ROWS = ("cells", "cells, centroid", "similar", "centroid", "same-pixel")
 SHOWN = ("cells", "similar", "same-pixel")
@@ -105,6 +106,13 @@ def describe(ready: PreparedPart, without_field: int) -> dict[str, Any]:
         "error": float(np.median(errors)),
         "error_90": float(np.quantile(errors, 0.9)),
     }
+
+
+def with_cells(study: Study, cells: int) -> Study:
+    """The study with another coarse grid."""
+    assert study.synthesis is not None
+    synthesis = study.synthesis.model_copy(update={"coarse_cells": cells})
+    return study.model_copy(update={"synthesis": synthesis})
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -290,6 +298,7 @@ def main() -> None:
     parser.add_argument("--k", nargs="+", type=int, default=[5, 10, 20])
     parser.add_argument("--rows", nargs="+", choices=list(MAKERS), default=list(ROWS))
     parser.add_argument("--people", type=int, help="so many people of each source")
+    parser.add_argument("--coarse-cells", type=int, help="of another grid than the plan's")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument(
         "--checkpoint", type=Path, default=ROOT / "deploy" / "checkpoints" / "fundus-64"
@@ -300,6 +309,8 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     study = load_study(ROOT / "deploy" / "studies" / "fundus.yaml")
+    if given.coarse_cells is not None:
+        study = with_cells(study, given.coarse_cells)
     work = given.work / ("all" if given.people is None else f"{given.people}-people")
     found = {}
     prepared = []

@@ -1,5 +1,6 @@
 """Other cameras' sources as hospitals: who plays whom, what is refused, and what is asked for."""
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,9 +10,11 @@ import torch
 
 from benchmarks import average_figures, average_makers, average_people, hospital_people
 from benchmarks import other_hospitals as o
+from benchmarks.average_prepared import PreparedPart
 from benchmarks.fundus_sources import Photographs
 from client.state.group_store import Group, Stratum
 from client.synthesize.nearer import MeanFeatures
+from common.study.plan import load_study
 
 CLASSES = hospital_people.CLASSES["odir"]
 
@@ -82,7 +85,7 @@ class Plain:
     """A generator whose image is one colour: its code."""
 
     def synthesis(self, codes: torch.Tensor) -> torch.Tensor:
-        return codes[:, 0, :, None, None].expand(-1, -1, 4, 4)
+        return codes[:, 0, :, None, None].expand(-1, -1, 16, 16)
 
 
 def test_as_in_the_product_an_average_stays_where_alignment_leads_away(
@@ -99,6 +102,7 @@ def test_as_in_the_product_an_average_stays_where_alignment_leads_away(
         "gather_statistics": statistics,
         "align": SimpleNamespace(codes=torch.stack([nearer, away])),
         "load_features": Colours(),
+        "gather_appearances": [SimpleNamespace(residual=torch.zeros(3, 1, 1))] * 2,
         "gather_features": [MeanFeatures(group, torch.zeros(3), 2)] * 2,
     }
     for name, value in stubs.items():
@@ -117,6 +121,15 @@ def test_as_in_the_product_an_average_stays_where_alignment_leads_away(
     )
     average_makers.MAKERS["similar"](ready, 2)
     assert torch.equal(rendered[0], torch.stack([nearer, average]))
+
+
+def test_figures_with_another_coarse_grid_are_kept_apart(tmp_path: Path) -> None:
+    study = load_study(average_people.ROOT / "deploy" / "studies" / "fundus.yaml")
+    checkpoint = average_people.ROOT / "deploy" / "checkpoints" / "fundus-64"
+    part = hospital_people.make_part("odir", photographs(), checkpoint)
+    ready = [PreparedPart(part, tmp_path, o.with_cells(study, cells)) for cells in (0, 8)]
+    assert ready[1].inversion_plan.coarse_cells == 8
+    assert ready[0].work != ready[1].work
 
 
 def levels(values: list[int]) -> average_people.Set:
