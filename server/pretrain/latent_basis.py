@@ -2,7 +2,7 @@
 
 In: a plan with the flow's starting checkpoint beside it, and public images (folder or .npz).
 Out: a basis of as many directions as the plan's `components`, on the plan's level: those that vary
-most with the pictures (picture_directions.py).
+most with the pictures (picture_directions.py). For `gaussian` it is scaled to the clip's radius.
 Guarantees: only these images are read, so with public ones it costs no privacy.
 Not covered: a basis from patients' images, which would publish them.
 
@@ -22,7 +22,7 @@ from common.models.glow_checkpoint import load
 from common.privacy.events import level_dimension
 from common.study.architectures import build_flow
 from common.study.plan import Study, load_study
-from server.pretrain.picture_directions import fit_to_pictures
+from server.pretrain.picture_directions import fit_to_pictures, scale_to_radius
 from server.pretrain.session import usable_device
 from server.public_data.images import read_source
 
@@ -52,7 +52,10 @@ def fit_basis(
     source = read_source(images, intake.size_px, intake.channels, field_of_view=is_fundus)
     rows = latents.encode_images(source.images, flow.to(device).eval())
     released = rows[:, -level_dimension(study) :]
-    return fit_to_pictures(released, source.images, plan.components, source.weights)
+    found = fit_to_pictures(released, source.images, plan.components, source.weights)
+    if plan.mechanism == "gaussian":
+        return scale_to_radius(found, released, source.weights)
+    return found
 
 
 def main() -> None:

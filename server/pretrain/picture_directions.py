@@ -2,8 +2,8 @@
 
 In: latent rows of PUBLIC images, and the images.
 Out: a `Basis`.
-Guarantees: orthonormal directions, of deviation 1 on the public images.
-Not covered: privacy. Directions of patients' images would publish them.
+Guarantees: orthonormal directions, of deviation 1 on the public images until they are scaled.
+Not covered: privacy. Directions or lengths of patients' images would publish them.
 Source: partial least squares by one singular value decomposition (Bookstein et al. 1996).
 """
 
@@ -16,6 +16,7 @@ from common.errors import ConfigurationError
 from common.models.basis import LEAST_SPREAD, Basis
 
 PICTURE_PX = 16  # of what a picture is compared by
+REACHING = 0.9  # of the public images are as long as the clip's radius, or longer
 
 
 def fit_to_pictures(
@@ -50,6 +51,25 @@ def fit_to_pictures(
     # the latents' deviation along each
     spread = np.sqrt(weights @ np.square(apart @ chosen.T))
     return Basis(mean, chosen, np.maximum(spread, LEAST_SPREAD))
+
+
+def scale_to_radius(found: Basis, rows: Floats, weights: Floats | None = None) -> Basis:
+    """Return the basis with all spreads times one factor: most PUBLIC rows then reach the clip.
+
+    The share REACHING of the rows [N, n] is at least sqrt(d) long, the radius of the Gaussian
+    mechanism's ball. Noise is as wide as the radius, whatever the films: a radius that no film
+    reaches is paid for with noise and clips nothing. `weights` [N] of sum 1; None counts all alike.
+    Raises ConfigurationError where that many rows are the mean itself.
+    """
+    if weights is None:
+        weights = np.full(len(rows), 1 / len(rows))
+    lengths = np.linalg.norm(found.reduce(rows), axis=1)
+    order = np.argsort(lengths)
+    below = np.searchsorted(np.cumsum(weights[order]), 1 - REACHING)
+    length = float(lengths[order][below])
+    if not length > 0:
+        raise ConfigurationError("basis: the public images do not vary along its directions")
+    return Basis(found.mean, found.directions, found.spread * (length / found.components**0.5))
 
 
 def _block_means(images: Images) -> Floats:

@@ -7,7 +7,7 @@ import pytest
 
 from common.errors import ConfigurationError
 from common.models.basis import fit
-from server.pretrain.picture_directions import fit_to_pictures
+from server.pretrain.picture_directions import REACHING, fit_to_pictures, scale_to_radius
 
 
 def shown(n: int = 300) -> tuple[np.ndarray, np.ndarray]:
@@ -49,3 +49,32 @@ def test_directions_by_pictures_need_images_of_every_row(rows: int, components: 
     given = pictures if rows == 299 else pictures[:rows]
     with pytest.raises(ConfigurationError, match="one image a row"):
         fit_to_pictures(codes[:rows], given, components)
+
+
+def test_most_public_rows_reach_the_clip_after_scaling() -> None:
+    rows, pictures = shown(1000)
+    found = fit_to_pictures(rows, pictures, 2)
+    scaled = scale_to_radius(found, rows)
+    lengths = np.linalg.norm(scaled.reduce(rows), axis=1)
+    assert np.mean(lengths >= scaled.components**0.5) == pytest.approx(REACHING, abs=2e-3)
+    # one factor for all: the directions keep their proportions
+    np.testing.assert_allclose(scaled.directions, found.directions)
+    assert np.ptp(scaled.spread / found.spread) < 1e-12
+
+
+def test_scaling_counts_rows_by_their_weights() -> None:
+    rows, pictures = shown(400)
+    found = fit_to_pictures(rows, pictures, 2)
+    weights = np.ones(400)
+    weights[:100] = 2
+    repeated = rows[np.concatenate([np.arange(400), np.arange(100)])]
+    weighed = scale_to_radius(found, rows, weights / weights.sum())
+    np.testing.assert_allclose(weighed.spread, scale_to_radius(found, repeated).spread, rtol=0.02)
+    assert not np.allclose(weighed.spread, scale_to_radius(found, rows[100:]).spread, rtol=0.02)
+
+
+def test_rows_that_are_all_alike_have_no_scale() -> None:
+    rows, pictures = shown(300)
+    found = fit_to_pictures(rows, pictures, 2)
+    with pytest.raises(ConfigurationError, match="do not vary"):
+        scale_to_radius(found, np.tile(found.mean, (5, 1)))
