@@ -205,7 +205,7 @@ class Releases:
         clipped = steps.clip(reduced, mechanism)
         means = noised_means(clipped, groups, mechanism, row.epsilon is not None, seed)
         random = torch.Generator().manual_seed(seed)
-        images = steps._decode(means, self.flow, (TEMPERATURE, TEMPERATURE), random, basis)
+        images = steps.decode_means(means, self.flow, (TEMPERATURE, TEMPERATURE), random, basis)
         statement = mechanism.statement() if row.epsilon is not None else ""
         return Release(images, labels, groups, statement)
 

@@ -45,6 +45,7 @@ from benchmarks.chest_releases import (
 )
 from common.arrays import Floats, Images, Labels
 from common.measure import attack_scores, classifier
+from common.measure.scores import area_under_curve
 from common.models import latents
 from common.models.glow import Glow
 from common.models.glow_pixels import from_uint8
@@ -57,15 +58,6 @@ PARTS = ("choose", "pneumonia", "nih")
 
 
 # ---- what a release is worth, and what it gives away ---------------------------------------------
-def auc(scores: Floats, labels: Labels) -> float:
-    """Area under the curve of scores [N] for label 1 against 0: the share of pairs in the right
-    order, ties for half.
-    """
-    ones = scores[labels == 1][:, None]
-    zeros = scores[labels == 0][None]
-    return float(((ones > zeros) + 0.5 * (ones == zeros)).mean())
-
-
 def score(network: classifier.Classifier, images: Images) -> Floats:
     """How much likelier label 1 is than 0, [N]."""
     with torch.no_grad():
@@ -94,7 +86,7 @@ def measure_row(
     for seed in range(seeds):
         made = releases.release(row, seed)
         network = classifier.fit(made.images, made.labels, 2, seed=seed, recipe=RECIPE)
-        aucs.append(auc(score(network, releases.test.images), releases.test.labels))
+        aucs.append(area_under_curve(score(network, releases.test.images), releases.test.labels))
     made = releases.release(row, 0)
     says = score(judge, releases.patients.images) > 0
     most = np.array([says[members].mean() > 0.5 for members in made.members])

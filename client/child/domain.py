@@ -6,15 +6,18 @@ In: a `Batch` whose weights are the starting checkpoints. Out: `OUTPUT`, marked 
   errors    float64 [n], the inversion's error of each image
   bits      float64 [n], bits per dimension by the flow
   expected  float64 [m], the same of the flow's own samples
-The last two, or the two before, are missing where the plan has no such network.
+  worth     float64 [2], what averages of pixels and of latents teach (worth.py)
+`refused` and `errors` are missing where the plan has no such network, and so are `bits` and
+`expected`; `worth` where nothing is privatized, or too few pictures have a label.
 Guarantees: one image of a patient at most; the flow's samples are what it is measured by, no image
-of the cohort; nothing is trained and no noise of a plan is drawn.
+of the cohort; no network of the plan is trained and no noise of it is drawn.
 Not covered: what the numbers mean (client/state/domain.py).
 """
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -22,16 +25,19 @@ import torch
 
 from client.child.inputs import Batch
 from client.child.practice import mark
+from client.child.worth import compare_averages
 from client.ingest.cohort import Cohort
 from client.state.jobs import OUTPUT, WEIGHTS_CAP_BYTES
 from client.synthesize.invert import invert
+from client.synthesize.privatize import clip_images, decode_means
 from client.synthesize.reference import InversionPlan, make_reference
 from client.synthesize.strata import labels_and_sides
-from common.arrays import Floats, Images, Integers
+from common.arrays import Floats, Images, Integers, Labels
 from common.devices import exact
 from common.models.encoder import load_encoder
 from common.models.glow import Glow
 from common.models.glow_pixels import from_uint8, to_uint8
+from common.privacy.events import latent_event
 from common.wire.tensors import Arrays, read, write
 
 MOST_IMAGES = 192
@@ -53,6 +59,8 @@ def look_at_domain(batch: Batch) -> None:
         found |= _by_inversion(batch, images)
     if models.glow and models.glow.start:
         found |= _by_flow(batch, images)
+        if batch.synthesis.privatize:
+            found |= _by_worth(batch, images, labels[rows])
     write(batch.folder / OUTPUT, mark(found), mode=0o600)
 
 
@@ -104,6 +112,27 @@ def _by_flow(batch: Batch, images: Images) -> Arrays:
     drawn = flow.prior(SAMPLES, 1.0, torch.Generator().manual_seed(secrets.randbits(63)))
     samples = to_uint8(flow.decode(drawn))
     return {"bits": _bits(flow, images), "expected": _bits(flow, samples)}
+
+
+@exact()
+def _by_worth(batch: Batch, images: Images, labels: Integers) -> Arrays:
+    """What averages teach before noise; empty where too few pictures have a label."""
+    plan = batch.synthesis.privatize
+    assert plan is not None
+    flow = batch.glow()
+    basis = batch.basis()
+    mechanism = latent_event(batch.study)
+    codes = clip_images(images, flow, mechanism, basis)
+    rest = plan.temperature if plan.prior_temperature is None else plan.prior_temperature
+    drawn = torch.Generator().manual_seed(secrets.randbits(63))
+
+    def render(groups: Sequence[Labels]) -> Images:
+        means = [codes[members].mean(axis=0) for members in groups]
+        return decode_means(means, flow, (plan.temperature, rest), drawn, basis)
+
+    random = np.random.default_rng(secrets.randbits(64))
+    found = compare_averages(images, labels, mechanism.k, render, random)
+    return {} if found is None else {"worth": found}
 
 
 def _bits(flow: Glow, images: Images) -> Floats:

@@ -34,6 +34,8 @@ MOST_APART = 0.1  # between the shares of two labels
 FEWEST = 20  # pictures of a label whose share counts
 SPARE_BITS = 0.5  # per dimension, above the flow's own samples
 SAMPLES_QUANTILE = 0.99
+LEAST_WORTH = 0.9  # of what averages of pixels teach, for averages before noise
+LEAST_TOLD = 0.6  # area under the curve from which pixels teach something
 
 
 class Label(FrozenModel):
@@ -52,7 +54,8 @@ class Label(FrozenModel):
 class Domain(FrozenModel):
     """What was found. `cohort`: the cohort's digest. Bits are per dimension, by the plan's flow.
 
-    `labels` is empty for a plan without inversion, `bits` None for one without a flow.
+    `labels` is empty for a plan without inversion, `bits` None for one without a flow. `pixels` and
+    `averages`: areas under the curve of a classifier of averages before noise; None if not asked.
     """
 
     format: Literal["kohort-domain/1"] = "kohort-domain/1"
@@ -64,6 +67,8 @@ class Domain(FrozenModel):
     bits: float | None = None
     most_bits: float | None = None
     unknown: int = Field(default=0, ge=0)
+    pixels: float | None = None
+    averages: float | None = None
 
     @classmethod
     def of(cls, found: Arrays, plan: str, cohort: str, strata: tuple[str, ...]) -> Domain:
@@ -82,6 +87,7 @@ class Domain(FrozenModel):
             bits = _median(read)
             most_bits = float(np.quantile(expected, SAMPLES_QUANTILE)) + SPARE_BITS
             unknown = int((read > most_bits).sum())
+        pixels, averages = found["worth"].tolist() if "worth" in found else (None, None)
         return cls(
             plan=plan,
             cohort=cohort,
@@ -91,6 +97,8 @@ class Domain(FrozenModel):
             bits=bits,
             most_bits=most_bits,
             unknown=unknown,
+            pixels=pixels,
+            averages=averages,
         )
 
     def lines(self) -> Iterator[str]:
@@ -107,6 +115,12 @@ class Domain(FrozenModel):
             yield (
                 f"the flow reads them at {self.bits:.2f} bits per dimension; {self.unknown} of "
                 f"{self.pictures} take more than {self.most_bits:.2f}, which its own samples do not"
+            )
+
+        if self.pixels is not None and self.averages is not None:
+            yield (
+                f"labels learned from the plan's averages before noise: area under the curve "
+                f"{self.averages:.2f}; from averages of pixels {self.pixels:.2f}"
             )
 
     def faults(self) -> Iterator[Alert]:
@@ -132,6 +146,18 @@ class Domain(FrozenModel):
                 f"the flow does not know more of the pictures than the {MOST_LEFT_OUT:.0%} "
                 "expected at most"
             )
+        if self._is_worthless():
+            yield _fault(
+                "before any noise, the plan's averages teach a classifier less than the "
+                f"{LEAST_WORTH:.0%} of what averages of pixels teach that are expected at least: "
+                "epsilon would be spent on pictures that are worth little"
+            )
+
+    def _is_worthless(self) -> bool:
+        """Whether averages lose what pixels teach, where those teach anything."""
+        if self.pixels is None or self.averages is None or self.pixels < LEAST_TOLD:
+            return False
+        return self.averages < LEAST_WORTH * self.pixels
 
     def keep(self, folder: Path) -> None:
         """Write the file of this plan, readable by this account alone."""

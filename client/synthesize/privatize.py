@@ -53,6 +53,8 @@ __all__ = [
     "Privatized",
     "add_noise",
     "clip",
+    "clip_images",
+    "decode_means",
     "encode_released",
     "match_norm",
     "patient_latent",
@@ -112,7 +114,7 @@ def privatize(
     rest = temperature
     if prior_temperature is not None:
         rest = prior_temperature
-    return Privatized(_decode(means, model, (temperature, rest), random, basis), mechanism)
+    return Privatized(decode_means(means, model, (temperature, rest), random, basis), mechanism)
 
 
 def _check_sizes(groups: Sequence[Sequence[Images]], mechanism: Latent) -> None:
@@ -225,6 +227,14 @@ def patient_latent(
 
     These are steps 1 to 5.
     """
+    # (1 to 4) clip each image; (4, 5) average, quantise
+    return quantise(clip_images(images, model, mechanism, basis).mean(axis=0), mechanism)
+
+
+def clip_images(
+    images: Images, model: Glow, mechanism: Latent, basis: Basis | None = None
+) -> Floats:
+    """Return the clipped latents of uint8 [N, H, W, C], float64 [N, d] (steps 1 to 4)."""
     # (1, 2, 3) the released coordinates of each image
     if basis is None:
         rows = encode_released(images, model, mechanism.dimension)
@@ -233,8 +243,8 @@ def patient_latent(
         rows = encode_released(images, model, basis.coordinates)
         seen = rows.any(axis=1, keepdims=True)
         rows = np.where(seen, basis.reduce(rows), 0.0)
-    # (4, 5) clip each image, average, quantise
-    return quantise(clip(rows, mechanism).mean(axis=0), mechanism)
+    # (4) clip each image
+    return clip(rows, mechanism)
 
 
 def add_noise(sums: Integers, mechanism: Latent, noise: Noise) -> Integers:
@@ -279,7 +289,7 @@ def match_norm(mean: Floats, temperature: float) -> Floats:
 
 
 @torch.no_grad()
-def _decode(
+def decode_means(
     means: Sequence[Floats],
     model: Glow,
     temperatures: tuple[float, float],

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from common.arrays import Images, Labels
+from common.arrays import Floats, Images, Labels
 from common.errors import ConfigurationError
 from common.models.adam import Adam
 from common.models.images import to_device
@@ -58,14 +58,18 @@ class Classifier:
 
     def predict(self, images: Images) -> Labels:
         """Return class indices [N] of uint8 images [N, S, S, C]."""
+        return np.asarray(self.scores(images).argmax(1), np.int64)
+
+    def scores(self, images: Images) -> Floats:
+        """Return the logarithm of each class's probability, [N, classes], of uint8 images."""
         parts = []
         with torch.no_grad():
             for start in range(0, len(images), AT_ONCE):
                 some = images[start : start + AT_ONCE]
                 x = _to_tensor(some, self.largest_px, self.mean.device)
                 x = (x - self.mean) / self.deviation
-                parts.append(_logits(self.weights, x).argmax(1))
-        return np.asarray(torch.cat(parts).cpu().numpy(), np.int64)
+                parts.append(F.log_softmax(_logits(self.weights, x), dim=1))
+        return np.asarray(torch.cat(parts).double().cpu().numpy())
 
 
 def fit(

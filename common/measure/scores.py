@@ -1,4 +1,4 @@
-"""Accuracy, kappa, F1 and recall of predicted against true classes."""
+"""Accuracy, kappa, F1, recall and area under the curve of predicted against true classes."""
 
 from __future__ import annotations
 
@@ -55,3 +55,15 @@ def weighted_kappa(table: Floats) -> float:
     if chance <= 0:
         return 0.0
     return 1 - float((weights * table).sum()) / chance
+
+
+def area_under_curve(scores: Floats, truth: Labels) -> float:
+    """Return the share of pairs of a 1 and a 0 that scores [N] put in the right order.
+
+    A tie counts half. NaN where `truth` [N] holds no 1 or no 0.
+    """
+    ones = scores[truth == 1][:, None]
+    zeros = scores[truth == 0][None]
+    if not ones.size or not zeros.size:
+        return float("nan")
+    return float(((ones > zeros) + 0.5 * (ones == zeros)).mean())

@@ -17,7 +17,6 @@ from benchmarks.chest_releases import (
     pneumonia,
     random_groups,
 )
-from benchmarks.quality_chest import auc
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +24,6 @@ def releases() -> Releases:
     images = np.random.default_rng(0).integers(0, 255, (40, 32, 32, 1), dtype=np.uint8)
     people = People(images[:24], np.arange(24) % 2, np.arange(24))
     return Releases(People(images, np.arange(40) % 2, np.arange(40)), people, people, FLOW)
-
-
-def test_auc_is_the_share_of_pairs_in_the_right_order_with_ties_for_half() -> None:
-    labels = np.array([0, 0, 1, 1])
-    assert auc(np.array([0.1, 0.2, 0.3, 0.4]), labels) == 1.0
-    assert auc(np.array([0.4, 0.3, 0.2, 0.1]), labels) == 0.0
-    assert auc(np.zeros(4), labels) == 0.5
-    assert auc(np.array([1.0, 3.0, 2.0, 3.0]), labels) == pytest.approx(0.625)
 
 
 def test_groups_have_k_to_2k_patients_of_one_label_and_nobody_twice(releases: Releases) -> None:

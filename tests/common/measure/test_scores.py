@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from common.measure.scores import score_predictions, weighted_kappa
+from common.measure.scores import area_under_curve, score_predictions, weighted_kappa
 
 FIGURES = {
     "all right": ([0, 1, 2, 2], [0, 1, 2, 2], 1.0, 1.0, 1.0),
@@ -34,3 +34,13 @@ def test_kappa_of_a_known_table() -> None:
 
 def test_recall_of_a_class_that_is_not_there_is_no_number() -> None:
     assert np.isnan(score_predictions(np.array([0, 1]), np.array([0, 0]), 2).recall[1])
+
+
+def test_area_under_the_curve_is_the_share_of_pairs_in_the_right_order() -> None:
+    truth = np.array([0, 0, 1, 1])
+    assert area_under_curve(np.array([0.1, 0.2, 0.3, 0.4]), truth) == 1.0
+    assert area_under_curve(np.array([0.4, 0.3, 0.2, 0.1]), truth) == 0.0
+    # ties count half
+    assert area_under_curve(np.zeros(4), truth) == 0.5
+    assert area_under_curve(np.array([1.0, 3.0, 2.0, 3.0]), truth) == pytest.approx(0.625)
+    assert np.isnan(area_under_curve(np.zeros(4), np.ones(4, np.int64)))
