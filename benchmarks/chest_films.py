@@ -1,7 +1,6 @@
 """What averages of films are worth that a chest checkpoint has never seen.
 
-    python -m benchmarks.chest_films --data FOLDER [--flow NAME=FOLDER] [--seeds 5]
-        [--part judge]
+    python -m benchmarks.chest_films --data FOLDER [--flow NAME=FOLDER] [--seeds 5] [--part judge]
         [--json [FILE]]
 
 In: the .npz files of chest_sources, chest_tb_128 and chest_cxnet_128, which no checkpoint knows.

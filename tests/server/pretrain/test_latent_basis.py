@@ -35,7 +35,10 @@ def test_the_command_writes_the_basis_of_the_plans_level_and_components(
         flow = Glow(32, 1, 3, 6, 32)
         load(flow, PRESET.parent / "checkpoints" / "chest-32" / "glow.safetensors")
         reduced = found.reduce(latents.encode_images(file["images"], flow.eval()))
-    np.testing.assert_allclose(reduced.std(axis=0), 1.0, atol=0.01)  # whitened on its own images
+    # all directions have one deviation, and nine in ten of its own images reach the clip
+    spreads = reduced.std(axis=0)
+    np.testing.assert_allclose(spreads / spreads.mean(), 1.0, atol=0.01)
+    assert (np.linalg.norm(reduced, axis=1) >= 3.999).mean() == pytest.approx(0.9, abs=0.01)
     shipped = basis.load(PRESET.parent / "checkpoints" / "chest-32" / "basis.safetensors").first(2)
     alike = np.linalg.norm(shipped.directions @ found.directions.T, axis=1)
     # The same flow finds its first directions again in other radiographs; by chance it is 0.13.
@@ -58,7 +61,7 @@ def test_the_shipped_flow_of_films_knows_them_in_every_frame(tmp_path: Path) -> 
     folder = PRESET.parent / "checkpoints" / "chest-films-32"
     flow = Glow(32, 1, 3, 6, 32)
     load(flow, folder / "glow.safetensors")
-    directions = basis.load(folder / "basis.safetensors").first(16)
+    directions = basis.load(folder / "basis.safetensors")
     with np.load(demo_hospitals.radiograph_reference(tmp_path, 32).path) as file:
         films = file["images"][:24]
     frames = Changes(plain=0, turn=0, gamma=0, contrast=0, brightness=0, softened=0)
@@ -70,6 +73,7 @@ def test_the_shipped_flow_of_films_knows_them_in_every_frame(tmp_path: Path) -> 
             log_p = flow.eval().encode(from_uint8(images))[1]
         bits.append(float(flow.bits_per_dimension(log_p).median()))
         reduced = directions.reduce(latents.encode_images(images, flow))
-        # hardly a film is longer than the clip's radius
-        assert (np.linalg.norm(reduced, axis=1) > directions.components**0.5).mean() < 0.25
+        # the clip's radius is of the size of films: none is much longer, and many reach it
+        shares = np.linalg.norm(reduced, axis=1) / directions.components**0.5
+        assert 0.5 < np.median(shares) < 2
     assert bits[1] < bits[0] + 0.3
