@@ -58,7 +58,7 @@ def compare_averages(
         seed = int(random.integers(1 << 31))
         each = [_area(made, of_group, *tested, seed) for made in (pixels, render(groups))]
         found.append(each)
-    return np.mean(found, axis=0)
+    return np.asarray(np.mean(found, axis=0), np.float64)
 
 
 def _take_part(labels: Integers) -> tuple[Labels, Labels]:
