@@ -188,14 +188,14 @@ def _invert_batch(
     with torch.no_grad():
         seen = look_at(to_unit(images, device), common)
         x = seen.images
-        first = encoder.invert(x, generator, plan.iterations, keep_best=True)
+        first = encoder.invert(x, generator, plan.iterations, keep_best=True, fields=seen.fields)
         own = relative_errors(first.reconstructions.clamp(-1, 1), x, seen.fields)
         lying = np.zeros(len(x), bool)
         if known.upright:
             lying = find_turned(seen, own, plan.turned_margin, generator, encoder, plan)
 
     # the refined codes, and the errors of their images
-    codes = _refine(x, first.codes, generator, plan, known.spread)
+    codes = _refine(x, first.codes, generator, plan, known.spread, seen.fields)
     with torch.no_grad():
         rebuilt = generator.synthesis(codes).clamp(-1, 1)
         shown = show_in(rebuilt, common, seen.own)
@@ -225,22 +225,32 @@ def blank(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _refine(
-    x: Tensor, start: Tensor, generator: Generator, plan: InversionPlan, spread: float
+    x: Tensor,
+    start: Tensor,
+    generator: Generator,
+    plan: InversionPlan,
+    spread: float,
+    fields: Tensor | None = None,
 ) -> Tensor:
-    """Refine codes by `plan.steps` of Adam: pixels at three scales, near the encoder's codes."""
+    """Refine codes by `plan.steps` of Adam: pixels at three scales, near the encoder's codes.
+
+    Pixels count where `fields` [N, 1, S, S] is 1, or everywhere: what a camera cut away is unknown,
+    not black.
+    """
+    counts = torch.ones_like(x[:, :1]) if fields is None else fields
     codes = start.clone().requires_grad_()
     adam = CodeDescent(codes)
     for step in range(plan.steps):
-        loss = _pyramid_error(generator.synthesis(codes), x).sum()
+        loss = _pyramid_error(generator.synthesis(codes), x, counts).sum()
         loss = loss + plan.trust_weight * ((codes - start) / spread).square().mean((1, 2)).sum()
         (gradient,) = torch.autograd.grad(loss, [codes])
         adam.step(gradient, plan.learning_rate * spread * (1 - step / plan.steps))
     return codes.detach()
 
 
-def _pyramid_error(a: Tensor, b: Tensor) -> Tensor:
-    """Squared difference [N], averaged over full, half and quarter resolution."""
-    difference = a - b
+def _pyramid_error(a: Tensor, b: Tensor, counts: Tensor) -> Tensor:
+    """Squared difference [N] where pixels count, averaged over full, half, quarter resolution."""
+    difference = (a - b) * counts
     terms = [difference.square().mean((1, 2, 3))]
     for scale in (2, 4):
         terms.append(F.avg_pool2d(difference, scale).square().mean((1, 2, 3)))

@@ -238,7 +238,9 @@ def _draw_samples(
         inverted = []
         for some in torch.split(images, plan.batch):
             seen = look_at(some, common)
-            found = encoder.invert(seen.images, generator, plan.iterations, keep_best=True)
+            found = encoder.invert(
+                seen.images, generator, plan.iterations, keep_best=True, fields=seen.fields
+            )
             rebuilt = found.reconstructions.clamp(-1, 1)
             inverted.append((seen.images, seen.fields, found.codes.flatten(1), rebuilt))
         rest = (torch.cat(column) for column in zip(*inverted, strict=True))
@@ -290,7 +292,9 @@ def find_turned(
         for quarters in (1, 3):
             turned = seen.images[part].rot90(quarters, (2, 3))
             fields = seen.fields[part].rot90(quarters, (2, 3))
-            inverted = encoder.invert(turned, generator, plan.iterations, keep_best=True)
+            inverted = encoder.invert(
+                turned, generator, plan.iterations, keep_best=True, fields=fields
+            )
             rebuilt = inverted.reconstructions.clamp(-1, 1)
             others = margin * relative_errors(rebuilt, turned, fields)
             lying[part] |= ~(errors[part] < others)

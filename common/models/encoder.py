@@ -71,13 +71,19 @@ class Encoder(nn.Module):
         return self.start.expand(count, -1, -1)
 
     def invert(
-        self, x: Tensor, generator: Generator, iterations: int, keep_best: bool = False
+        self,
+        x: Tensor,
+        generator: Generator,
+        iterations: int,
+        keep_best: bool = False,
+        fields: Tensor | None = None,
     ) -> Inverted:
         """Return codes and reconstructions of `x` after `iterations` >= 1 residual steps.
 
         The generator runs without noise maps. `keep_best` takes the step of least squared error for
-        each image, because for a few photographs later steps are worse. Training takes the last
-        step, because its output is the next step's input.
+        each image, because for a few photographs later steps are worse; the error counts where
+        `fields` [N, 1, S, S] is 1, or everywhere. Training takes the last step, because its output
+        is the next step's input.
         """
         codes = self.start_codes(len(x))
         image = generator.synthesis(codes[:1]).expand(len(x), -1, -1, -1)
@@ -89,22 +95,25 @@ class Encoder(nn.Module):
             if step == 0 or not keep_best:
                 best = now
             else:
-                best = _choose_nearer(x, best, now)
+                best = _choose_nearer(x, best, now, fields)
         return best
 
 
-def _choose_nearer(x: Tensor, before: Inverted, now: Inverted) -> Inverted:
+def _choose_nearer(x: Tensor, before: Inverted, now: Inverted, fields: Tensor | None) -> Inverted:
     """Of each image of `x` the nearer of the two; `before` where an error is not a number."""
-    better = _squared_error(x, now) < _squared_error(x, before)
+    better = _squared_error(x, now, fields) < _squared_error(x, before, fields)
     return Inverted(
         torch.where(better[:, None, None], now.codes, before.codes),
         torch.where(better[:, None, None, None], now.reconstructions, before.reconstructions),
     )
 
 
-def _squared_error(x: Tensor, inverted: Inverted) -> Tensor:
+def _squared_error(x: Tensor, inverted: Inverted, fields: Tensor | None) -> Tensor:
     """Mean squared error [N] of the reconstructions, clamped to the range of images."""
-    return (inverted.reconstructions.clamp(-1, 1) - x).square().mean((1, 2, 3))
+    difference = inverted.reconstructions.clamp(-1, 1) - x
+    if fields is not None:
+        difference = difference * fields
+    return difference.square().mean((1, 2, 3))
 
 
 def _block(cin: int, cout: int, index: int) -> nn.Sequential:

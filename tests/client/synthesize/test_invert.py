@@ -15,7 +15,7 @@ from client.synthesize.descent import CodeDescent
 from client.synthesize.looks import look_at
 from common.errors import Bug, ConfigurationError, RefusedError
 from common.models.encoder import Encoder, load_encoder
-from common.models.images import to_uint8
+from common.models.images import to_uint8, to_unit
 from common.models.stylegan import Generator, load_generator
 from common.study.training import GanPlan
 from common.wire.tensors import dumps, loads, read
@@ -110,6 +110,24 @@ def test_refinement_lowers_the_error_and_changes_no_weight(
         for a, p in zip(before, (p for n in nets for p in n.parameters()), strict=True)
     )
     assert all(p.requires_grad for net in nets for p in net.parameters())
+
+
+def test_what_a_camera_cut_away_pulls_no_code(
+    nets: tuple[Generator, Encoder], known: reference.Reference
+) -> None:
+    """A generator that paints the whole disc must not be refined towards black."""
+    x = to_unit(samples(nets[0], 2))
+    fields = torch.ones_like(x[:, :1])
+    fields[:, :, :4] = 0
+    start = nets[0].broadcast(torch.zeros(2, 8))
+    cut = torch.where(fields > 0, x, torch.full_like(x, -1.0))
+    with reference.freeze(*nets):
+        whole, seen = (
+            inv._refine(image, start, nets[0], PLAN, known.spread, fields) for image in (x, cut)
+        )
+        pulled = inv._refine(cut, start, nets[0], PLAN, known.spread)
+    assert torch.equal(whole, seen)
+    assert not torch.equal(whole, pulled)
 
 
 def test_an_image_is_inverted_alike_whatever_its_batch(

@@ -48,14 +48,20 @@ def test_the_best_step_is_kept_for_each_image_by_itself() -> None:
         x = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
         steps = [encoder.invert(x, generator, count) for count in (1, 2, 3)]
         best = encoder.invert(x, generator, 3, keep_best=True)
-    errors = torch.stack(
-        [(s.reconstructions.clamp(-1, 1) - x).square().mean((1, 2, 3)) for s in steps]
-    )
-    chosen = errors.argmin(0)
+        fields = torch.zeros(8, 1, 32, 32)
+        fields[..., :4, :4] = 1
+        inside = encoder.invert(x, generator, 3, keep_best=True, fields=fields)
+    wrong = torch.stack([(s.reconstructions.clamp(-1, 1) - x).square() for s in steps])
+    chosen = wrong.mean((2, 3, 4)).argmin(0)
     assert len(chosen.unique()) > 1  # or the test shows nothing
     for i, step in enumerate(chosen.tolist()):
         assert torch.equal(best.codes[i], steps[step].codes[i])
         assert torch.equal(best.reconstructions[i], steps[step].reconstructions[i])
+    # or by what lies inside a field alone
+    by_field = wrong[..., :4, :4].mean((2, 3, 4)).argmin(0)
+    assert by_field.tolist() != chosen.tolist()
+    for i, step in enumerate(by_field.tolist()):
+        assert torch.equal(inside.codes[i], steps[step].codes[i])
 
 
 def test_an_image_whose_steps_are_no_number_keeps_no_other_code() -> None:
