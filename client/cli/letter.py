@@ -201,6 +201,12 @@ def _images(study: Study, synthesis: Synthesis) -> Iterator[str]:
         f"{synthesis.k} distinct patients of one label ({synthesis.grouping} groups)"
     )
     yield f"    {describe_groups(synthesis)}"
+    cells = synthesis.coarse_cells
+    if cells:
+        yield (
+            "    What the generator cannot show of a group is added as its members' mean in "
+            f"{cells} x {cells} coarse cells."
+        )
     yield "    How many images a label has can be counted in them, and follows from the patients."
     noise = anchors_event(study)
     if noise is not None:

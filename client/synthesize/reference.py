@@ -55,10 +55,10 @@ class InversionPlan:
     least_own: float = 0.4
     # whether samples have a way up
     turned: int = 48  # samples that are also inverted turned by a quarter
-    least_upright: float = 0.6  # share of them that must invert best upright
-    clearly: float = 1.5  # by this factor: an untrained generator inverts a little better one way
+    least_upright: float = 0.5  # share of them that must invert best upright
+    clearly: float = 1.1  # by this factor: an untrained generator inverts a little better one way
     # an image lies on its side where it inverts better turned, by this factor
-    turned_margin: float = 1.4
+    turned_margin: float = 1.2
 
 
 @dataclass(frozen=True)

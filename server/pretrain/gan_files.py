@@ -79,6 +79,7 @@ def card(
     return template.read_text(encoding="utf-8").format(
         plan=plan,
         note=provenances[0].note,
+        cameras=" --cameras" if plan.cameras else "",
         sources="\n".join(map(_source_rows, sources, provenances)),
         excluded=len(excluded),
         left_out=left_out,

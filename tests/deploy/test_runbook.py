@@ -44,7 +44,7 @@ needs_networks = pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)
 
 
 def edit_plan(people: Consortium) -> None:
-    """Make the study small: these hospitals, one round of one step, quick images of no noise."""
+    """Make the study small: these hospitals, one round of one step, quick images of few people."""
     path = people.operator.folder / "srv/plans/fundus.yaml"
     data = load_yaml(path, Study).model_dump(mode="json")
     data["sites"] = [{"name": name} for name in people.hospitals]
@@ -52,7 +52,7 @@ def edit_plan(people: Consortium) -> None:
     data["models"]["gan"] |= {"rounds": 1, "local_steps": 1}
     data["models"]["glow"] = None
     data["models"]["encoder"] |= {"steps": 1}
-    data["synthesis"] |= {"inversion_steps": 2, "alignment_steps": 2, "privatize": None}
+    data["synthesis"] |= {"k": 5, "inversion_steps": 2, "alignment_steps": 2, "privatize": None}
     data["privacy"] |= {"planned_patients": 30}
     path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
 

@@ -208,6 +208,13 @@ def test_the_letter_says_who_asks_what_leaves_about_whom_and_at_what_price(offic
         assert word in out, word
 
 
+def test_the_letter_says_where_averages_also_keep_a_grid(office: Office, tmp_path: Path) -> None:
+    assert "coarse cells" not in office.reads()
+    grid = {"synthesis__coarse_cells": 4, "release__version": "1.0.2"}
+    gridded = office.reads(office.next_version(tmp_path / "next", **grid))
+    assert "added as its members' mean in 4 x 4 coarse cells" in gridded
+
+
 def test_the_letter_says_what_images_must_be_and_how_the_site_calls_it(office: Office) -> None:
     out = office.reads()
     for word in (
