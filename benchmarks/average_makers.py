@@ -111,9 +111,8 @@ def maker_of(
         aligned = align(statistics, generator, critic, plan, ready.known.spread).codes
         network = load_features()
         features = gather_features(images, groups, ready.who, network, common)
-        appearances = gather_appearances(groups, ready.who, ready.seen)
-        residuals = [own.residual for own in appearances]
-        codes = keep_nearer(aligned, statistics, features, residuals, generator, network)
+        appearances = gather_appearances(groups, ready.who, images, ready.seen)
+        codes = keep_nearer(aligned, statistics, features, appearances, generator, network)
         if directions:
             codes = find_directions(ready.known, directions, k, mode, share).move_out(codes)
         return render_groups(ready, codes, groups, outputs)
@@ -127,13 +126,14 @@ def render_groups(
     """Images of the groups' codes, in their members' mean look."""
     assert ready.networks.generator is not None
     random = torch.Generator().manual_seed(3)
-    appearances = gather_appearances(groups, ready.who, ready.seen)
+    images = ready.part.members.images
+    appearances = gather_appearances(groups, ready.who, images, ready.seen)
     shown = Shown(ready.known.look_on(), appearances)
     stacks = [render(codes, ready.networks.generator, random, shown) for _ in range(outputs)]
-    images = np.concatenate(stacks)
+    made = np.concatenate(stacks)
     labels = np.array([g.stratum.label for g in groups] * outputs, np.int64)
     return Released(
-        images, labels, np.tile(np.arange(len(groups)), outputs), tuple(numbers(g) for g in groups)
+        made, labels, np.tile(np.arange(len(groups)), outputs), tuple(numbers(g) for g in groups)
     )
 
 

@@ -137,7 +137,7 @@ class Bench:
         aligned = align(
             statistics, self.generator, self.critic, self.alignment, self.known.spread
         ).codes
-        shown = Shown(common, gather_appearances(groups, self.who, self.members))
+        shown = Shown(common, gather_appearances(groups, self.who, photographs, self.members))
         pixels = [photographs[[int(m) for m in group.members]].mean(0).round() for group in groups]
         return {
             "centroid": render(centroids, self.generator, generator_of(1), shown),

@@ -289,11 +289,10 @@ def align_groups(
         progress = partial(_report_from, batch.report("align"), start, len(groups))
         found_codes = align(statistics, generator, critic, constants, known.spread, progress)
         features = gather_features(batch.cohort.images, some, members, network, common)
-        shown_as = gather_appearances(some, members, found)
+        shown_as = gather_appearances(some, members, batch.cohort.images, found)
         appearances += shown_as
-        residuals = [own.residual for own in shown_as]
         aligned.append(
-            keep_nearer(found_codes.codes, statistics, features, residuals, generator, network)
+            keep_nearer(found_codes.codes, statistics, features, shown_as, generator, network)
         )
     codes = torch.cat(aligned)
     # restore variance that averaging removes
@@ -302,7 +301,7 @@ def align_groups(
             known, plan.spread_directions, plan.k, plan.grouping, plan.spread_share
         )
         codes = directions.move_out(codes)
-    # render them, each group with its members' mean residual and in their mean look
+    # render them, each group with its members' mean residual, field and look
     shown = Shown(common, tuple(appearances))
     stacks = render_outputs(codes, plan.outputs_per_group, generator, random, shown=shown)
     candidates: list[Candidate] = []

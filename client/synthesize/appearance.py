@@ -1,6 +1,6 @@
-"""Shows a group's generated images with its members' mean residual, in their mean look.
+"""Shows a group's generated images with its members' mean residual, field and look.
 
-In: groups, who is on the roster, what the inversion kept of each image.
+In: groups, who is on the roster, the images, what the inversion kept of each.
 Out: an `Appearance` a group, and with it generated images as they are released.
 Guarantees:
   1. an `Appearance` exists only for a `Group`, with at least k distinct patients behind every
@@ -16,8 +16,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from client.state.group_store import Group
 from client.synthesize.coarse import add_residual, mean_known
@@ -25,15 +28,19 @@ from client.synthesize.group import Roster
 from client.synthesize.invert import Inversion
 from client.synthesize.looks import average_looks, look_from, show_in
 from common.errors import Bug, PolicyError
+from common.models.images import to_unit
 from common.models.look import Look, field_of
+
+SEEN_BY = 0.5  # of a group's patients: what fewer of their cameras see is black
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """A group's mean look, one row: [1, C], and its mean coarse residual [C, G, G].
+    """A group's mean look, one row: [1, C], its mean coarse residual [C, G, G], and its field.
 
-    `support`: how many distinct patients are behind the look. `known` [G, G]: how many are behind
-    each cell; 0 where it is not used.
+    `field` [1, S, S]: 1 where at least half of the patients' cameras see. `support`: how many
+    distinct patients are behind look and field. `known` [G, G]: how many are behind each cell; 0
+    where it is not used.
     Raises PolicyError below k, Bug for what is not a `Group` or not finite.
     """
 
@@ -42,6 +49,7 @@ class Appearance:
     support: int
     residual: Tensor
     known: Tensor
+    field: Tensor
 
     def __post_init__(self) -> None:
         if not isinstance(self.group, Group):
@@ -55,6 +63,19 @@ class Appearance:
         if not all(bool(torch.isfinite(value).all()) for value in (*self.look, self.residual)):
             raise Bug("appearance: not finite; inversion must reject such an image")
 
+    def complete(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images [N, C, S, S] with the residual, inside the group's field, and their fields.
+
+        The generator paints the whole disc of an eye; most cameras cut it.
+        """
+        seen = field_of(images)
+        whole = add_residual(images, self.residual, seen).clamp(-1, 1)
+        field = self.field.to(images)[None]
+        # what is cut ends within a pixel, half lit, as a field does
+        border = F.max_pool2d(field, 3, stride=1, padding=1) - field
+        share = field + border * (1 - seen / 2)
+        return (whole + 1) * share - 1, seen * field
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -67,15 +88,16 @@ class Shown:
         """Return images [N, C, S, S] of the group at `row`, as the generator made them, shown."""
         wanted = self.groups[row].look
         on_device = Look(wanted.mean.to(images.device), wanted.deviation.to(images.device))
-        fields = field_of(images)
-        whole = add_residual(images, self.groups[row].residual, fields)
+        whole, fields = self.groups[row].complete(images)
         return show_in(whole, self.common, on_device, fields)
 
 
 def gather_appearances(
-    groups: Sequence[Group], who: Roster, inversion: Inversion
+    groups: Sequence[Group], who: Roster, images: NDArray[np.uint8], inversion: Inversion
 ) -> tuple[Appearance, ...]:
     """Return the appearance of each group: all that leaves this function about its members.
+
+    `images`: the cohort's, uint8 [N, H, W, C].
 
     Raises Bug where an image on the roster was rejected by the inversion.
     """
@@ -85,17 +107,22 @@ def gather_appearances(
         # each patient's means, then the members'
         looks: list[Look] = []
         coarse: list[Tensor] = []
+        fields: list[Tensor] = []
         for name in group.members:
             rows = list(rows_of[name])
             if not inversion.accepted[rows].all():
                 raise Bug("appearance: a rejected image on the roster")
             looks.append(average_looks(look_from(inversion.looks[rows])))
-            own, images = mean_known(torch.from_numpy(inversion.coarse[rows]))
-            coarse.append(torch.cat([own, (images > 0).to(own)[None]]))
+            own, count = mean_known(torch.from_numpy(inversion.coarse[rows]))
+            coarse.append(torch.cat([own, (count > 0).to(own)[None]]))
+            fields.append(field_of(to_unit(np.asarray(images[rows]))).mean(0))
         each = Look(*(torch.cat(column) for column in zip(*looks, strict=True)))
         residual, known = mean_known(torch.stack(coarse))
         enough = known >= group.k
+        field = (torch.stack(fields).mean(0) >= SEEN_BY).float()
         gathered.append(
-            Appearance(group, average_looks(each), len(looks), residual * enough, known * enough)
+            Appearance(
+                group, average_looks(each), len(looks), residual * enough, known * enough, field
+            )
         )
     return tuple(gathered)

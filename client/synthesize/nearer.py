@@ -1,6 +1,6 @@
 """Keeps an aligned code only where its image is nearer to the members than their average's image.
 
-In: aligned codes [G, L, d_w], each group's `GroupStatistics`, `MeanFeatures` and coarse residual.
+In: aligned codes [G, L, d_w], each group's `GroupStatistics`, `MeanFeatures` and `Appearance`.
 Out: for each group one of the two.
 Guarantees:
   1. a `MeanFeatures` exists only for a `Group`, with at least k distinct patients behind it
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from client.state.group_store import Group
 from client.synthesize.align import GroupStatistics
-from client.synthesize.coarse import add_residual
+from client.synthesize.appearance import Appearance
 from client.synthesize.group import Roster
 from client.synthesize.looks import look_at
 from common.errors import Bug, PolicyError
 from common.models.images import to_unit
-from common.models.look import Look, field_of
+from common.models.look import Look
 from common.models.pretrained_features import PretrainedFeatures
 from common.models.stylegan import Generator
 
@@ -79,23 +79,23 @@ def keep_nearer(
     aligned: Tensor,
     averages: Sequence[GroupStatistics],
     targets: Sequence[MeanFeatures],
-    residuals: Sequence[Tensor],
+    appearances: Sequence[Appearance],
     generator: Generator,
     network: PretrainedFeatures,
 ) -> Tensor:
     """Return codes [G, L, d_w]: the aligned one where its image is nearer to the group's mean.
 
-    Both are looked at with the group's mean residual [C, G, G] (coarse.py), as they are released.
+    Both are looked at with the group's residual and in its field, as they are released.
     Elsewhere, and where a distance is not finite, the average's code stays.
     """
     kept: list[Tensor] = []
     with torch.no_grad():
-        for own, statistics, target, residual in zip(
-            aligned, averages, targets, residuals, strict=True
+        for own, statistics, target, appearance in zip(
+            aligned, averages, targets, appearances, strict=True
         ):
             average = statistics.centroid
             made = generator.synthesis(torch.stack([own, average])).clamp(-1, 1)
-            made = add_residual(made, residual, field_of(made)).clamp(-1, 1)
-            away = (network.pooled(made) - target.mean).square().sum(1)
+            shown, _ = appearance.complete(made)
+            away = (network.pooled(shown) - target.mean).square().sum(1)
             kept.append(own if bool(away[0] < away[1]) else average)
     return torch.stack(kept)

@@ -56,7 +56,8 @@ class InversionPlan:
     # whether samples have a way up
     turned: int = 48  # samples that are also inverted turned by a quarter
     least_upright: float = 0.5  # share of them that must invert best upright
-    clearly: float = 1.1  # by this factor: an untrained generator inverts a little better one way
+    clearly: float = 1.1  # by this factor
+    most_error: float = 0.5  # of half of them: networks of chance invert a little better one way
     # an image lies on its side where it inverts better turned, by this factor
     turned_margin: float = 1.2
 
@@ -165,7 +166,8 @@ def make_reference(
          larger error is not of the generator's kind
     A photograph on its side stays below the threshold. So `upright` says whether samples have a way
     up: whether `least_upright` of `plan.turned` samples invert better as they are than turned by a
-    quarter, by the factor `clearly`. `invert` then asks of each image whether it lies on its side.
+    quarter, by the factor `clearly`, and half of them with at most `most_error`. `invert` then asks
+    of each image whether it lies on its side.
     Raises ConfigurationError for fewer than 8 samples or networks of different sizes, RefusedError
     for weights whose samples or codes are not finite.
     """
@@ -198,7 +200,8 @@ def make_reference(
         samples=samples,
         colours=mean_colours(drawn.images),
         look=look_rows(drawn.look)[0],
-        upright=float(1 - lying.mean()) >= plan.least_upright,
+        upright=float(1 - lying.mean()) >= plan.least_upright
+        and float(np.median(errors)) <= plan.most_error,
     )
 
 

@@ -102,7 +102,7 @@ def test_as_in_the_product_an_average_stays_where_alignment_leads_away(
         "gather_statistics": statistics,
         "align": SimpleNamespace(codes=torch.stack([nearer, away])),
         "load_features": Colours(),
-        "gather_appearances": [SimpleNamespace(residual=torch.zeros(3, 1, 1))] * 2,
+        "gather_appearances": [SimpleNamespace(complete=lambda made: (made, None))] * 2,
         "gather_features": [MeanFeatures(group, torch.zeros(3), 2)] * 2,
     }
     for name, value in stubs.items():

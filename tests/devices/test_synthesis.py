@@ -86,7 +86,7 @@ def test_groups_are_aligned_and_rendered(site: Site, bfloat16: bool) -> None:
     aligned = al.align(statistics, site.generator, site.critic, plan, site.known.spread)
     assert aligned.codes.device == aligned.after.device == GPU
     codes = find_directions(site.known, 2, K, "similar").move_out(aligned.codes)
-    shown = Shown(common, gather_appearances(groups, site.who, site.found))
+    shown = Shown(common, gather_appearances(groups, site.who, site.images, site.found))
     stacks = al.render_outputs(codes, 2, site.generator, torch.Generator(GPU), shown=shown)
     assert [stack.shape for stack in stacks] == [(2, *site.images.shape[1:])] * 2
 

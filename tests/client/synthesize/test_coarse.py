@@ -16,6 +16,7 @@ SIZE = 32
 CELLS = 4
 MEMBERS = tuple("abcde")
 GROUP = Group(MEMBERS, Stratum(0), 5)
+WHOLE = torch.ones(1, SIZE, SIZE)  # the field
 LOOK = Look(torch.zeros(1, 3), torch.full((1, 3), 0.3))
 
 
@@ -98,11 +99,14 @@ def inversion(rows: torch.Tensor) -> Inversion:
     )
 
 
-def gather(rows: torch.Tensor) -> Appearance:
-    """Of five patients, the first with two images."""
+def gather(rows: torch.Tensor, lit: np.ndarray | None = None) -> Appearance:
+    """Of five patients, the first with two images; `lit` bool [6, S, S]: where each is lit."""
     images = ((0, 1), *((i,) for i in range(2, 6)))
     who = Roster(MEMBERS, (Stratum(0),) * 5, images)
-    [found] = gather_appearances([GROUP], who, inversion(rows))
+    pictures = np.full((6, SIZE, SIZE, 3), 128, np.uint8)
+    if lit is not None:
+        pictures[~lit] = 0
+    [found] = gather_appearances([GROUP], who, pictures, inversion(rows))
     return found
 
 
@@ -127,13 +131,13 @@ def test_a_cell_that_fewer_than_k_patients_know_is_not_used() -> None:
 def test_a_residual_has_k_distinct_patients_behind_each_cell_or_is_none() -> None:
     residual = torch.full((3, CELLS, CELLS), 0.1)
     known = torch.full((CELLS, CELLS), 5.0)
-    assert Appearance(GROUP, LOOK, 5, residual, known)
+    assert Appearance(GROUP, LOOK, 5, residual, known, WHOLE)
     known[1, 1] = 4
     with pytest.raises(PolicyError) as refused:
-        Appearance(GROUP, LOOK, 5, residual, known)
+        Appearance(GROUP, LOOK, 5, residual, known, WHOLE)
     assert refused.value.code == "E-GROUP-SIZE"
     residual[:, 1, 1] = 0
-    assert Appearance(GROUP, LOOK, 5, residual, known)
+    assert Appearance(GROUP, LOOK, 5, residual, known, WHOLE)
 
 
 def test_a_generated_image_is_shown_with_the_groups_residual() -> None:
@@ -141,6 +145,33 @@ def test_a_generated_image_is_shown_with_the_groups_residual() -> None:
     residual = torch.zeros(3, CELLS, CELLS)
     residual[:, :, :2] = 0.2
     known = torch.full((CELLS, CELLS), 5.0)
-    shown = Shown(LOOK, (Appearance(GROUP, LOOK, 5, residual, known),)).show(0, image)
+    shown = Shown(LOOK, (Appearance(GROUP, LOOK, 5, residual, known, WHOLE),)).show(0, image)
     assert float(shown[0, :, 12:20, 2:6].mean()) == pytest.approx(0.2, abs=0.02)
     assert float(shown[0, :, 12:20, -6:-2].mean()) == pytest.approx(0.0, abs=0.02)
+
+
+def test_an_average_is_cut_as_at_least_half_of_the_patients_cameras_cut() -> None:
+    x = torch.full((6, 3, SIZE, SIZE), 0.25)
+    lit = np.ones((6, SIZE, SIZE), np.bool_)
+    lit[2:5, :8] = False  # three of five patients
+    lit[2:4, -8:] = False  # two of five
+    lit[0, :, :8] = False  # half of the first patient's
+    found = gather(residuals(x, everywhere(6)), lit)
+    assert float(found.field[0, 1:8, 10:22].max()) == 0
+    assert float(found.field[0, 10:31, 1:31].min()) == 1
+    image = torch.full((1, 3, SIZE, SIZE), 0.5)
+    whole, fields = found.complete(image)
+    assert float(whole[0, :, :7].max()) == -1 and float(fields[0, :, :8].max()) == 0
+    assert float(whole[0, :, 8, 10:22].mean()) == pytest.approx((0.75 + 1) / 2 - 1)  # half lit
+    assert float(whole[0, :, 10:30, 1:31].min()) == pytest.approx(0.75)
+
+
+def test_a_field_that_is_not_cut_leaves_a_generated_border_as_it_is() -> None:
+    image = torch.full((1, 3, SIZE, SIZE), -1.0)
+    image[:, :, 6:26, 6:26] = 0.2
+    image[:, :, 6, 6:26] = -0.4
+    field = torch.zeros(1, SIZE, SIZE)
+    field[:, 7:25, 7:25] = 1
+    none = torch.zeros(3, 1, 1)
+    whole, _ = Appearance(GROUP, LOOK, 5, none, none[0], field).complete(image)
+    torch.testing.assert_close(whole, image)

@@ -89,6 +89,7 @@ def test_dark_blurred_and_saturated_images_lack_content_and_photographs_do_not()
 
 
 NONE = torch.zeros(3, 1, 1)  # no residual
+WHOLE = torch.ones(1, 32, 32)  # the field
 
 
 def inversion(rows: np.ndarray, accepted: np.ndarray | None = None) -> Inversion:
@@ -109,7 +110,9 @@ def members(count: int = 5) -> Roster:
 
 def test_an_appearance_weighs_each_patient_alike_whatever_the_number_of_photographs() -> None:
     rows = np.random.default_rng(0).uniform(0.1, 0.9, (6, 2, 3)).astype(np.float32)
-    [found] = gather_appearances([Group(MEMBERS, Stratum(0), 5)], members(), inversion(rows))
+    [found] = gather_appearances(
+        [Group(MEMBERS, Stratum(0), 5)], members(), photographs(6), inversion(rows)
+    )
     means = np.stack([rows[:2, 0].mean(0), *rows[2:, 0]])
     logs = np.stack([np.log(rows[:2, 1]).mean(0), *np.log(rows[2:, 1])])
     np.testing.assert_allclose(found.look.mean[0], means.mean(0), rtol=1e-5)
@@ -119,14 +122,16 @@ def test_an_appearance_weighs_each_patient_alike_whatever_the_number_of_photogra
 def test_an_appearance_has_k_distinct_patients_behind_it_or_is_none() -> None:
     group = Group(MEMBERS, Stratum(0), 5)
     look = Look(torch.zeros(1, 3), torch.ones(1, 3))
-    assert Appearance(group, look, 5, NONE, NONE[0])
+    assert Appearance(group, look, 5, NONE, NONE[0], WHOLE)
     with pytest.raises(PolicyError) as refused:
-        Appearance(group, look, 4, NONE, NONE[0])
+        Appearance(group, look, 4, NONE, NONE[0], WHOLE)
     assert refused.value.code == "E-GROUP-SIZE"
     with pytest.raises(Bug, match="expected a Group"):
-        Appearance(MEMBERS, look, 5, NONE, NONE[0])  # type: ignore[arg-type]
+        Appearance(MEMBERS, look, 5, NONE, NONE[0], WHOLE)  # type: ignore[arg-type]
     with pytest.raises(Bug, match="not finite"):
-        Appearance(group, look._replace(mean=torch.full((1, 3), torch.nan)), 5, NONE, NONE[0])
+        Appearance(
+            group, look._replace(mean=torch.full((1, 3), torch.nan)), 5, NONE, NONE[0], WHOLE
+        )
 
 
 def test_a_rejected_photograph_gives_no_look() -> None:
@@ -134,12 +139,16 @@ def test_a_rejected_photograph_gives_no_look() -> None:
     accepted = np.ones(6, np.bool_)
     accepted[1] = False
     with pytest.raises(Bug, match="rejected image"):
-        gather_appearances([Group(MEMBERS, Stratum(0), 5)], members(), inversion(rows, accepted))
+        gather_appearances(
+            [Group(MEMBERS, Stratum(0), 5)], members(), photographs(6), inversion(rows, accepted)
+        )
 
 
 def test_a_generated_image_takes_the_groups_look() -> None:
     wanted = Look(torch.tensor([[-0.2, -0.3, -0.5]]), torch.tensor([[0.15, 0.15, 0.15]]))
-    shown = Shown(COMMON, (Appearance(Group(MEMBERS, Stratum(0), 5), wanted, 5, NONE, NONE[0]),))
+    shown = Shown(
+        COMMON, (Appearance(Group(MEMBERS, Stratum(0), 5), wanted, 5, NONE, NONE[0], WHOLE),)
+    )
     made = looks.look_at(to_unit(photographs()), COMMON)
     image = shown.show(0, made.images)
     own = look_of(image, made.fields)
@@ -150,7 +159,10 @@ def test_a_generated_image_takes_the_groups_look() -> None:
 def test_the_border_of_a_field_is_dyed_and_black_stays_black() -> None:
     """A border pixel mixes the field with black; it must keep no colour of the generator."""
     wanted = Look(torch.tensor([[-0.6, -0.2, -0.3]]), torch.tensor([[0.2, 0.15, 0.1]]))
-    shown = Shown(COMMON, (Appearance(Group(MEMBERS, Stratum(0), 5), wanted, 5, NONE, NONE[0]),))
+    shown = Shown(
+        COMMON,
+        (Appearance(Group(MEMBERS, Stratum(0), 5), wanted, 5, NONE, NONE[0], WHOLE[:, :8, :8]),),
+    )
     image = torch.full((1, 3, 8, 8), -1.0)
     image[:, :, 2:6, 2:6] = COMMON.mean.view(1, 3, 1, 1)
     image[:, :, 2] = (COMMON.mean.view(1, 3, 1) - 1) / 2

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from client.state.group_store import Group, Stratum
+from client.synthesize.appearance import Appearance
 from client.synthesize.group import Roster
 from client.synthesize.nearer import MeanFeatures, gather_features, keep_nearer
 from common.errors import Bug, PolicyError
@@ -43,7 +44,9 @@ def kept(
     statistics: Any = SimpleNamespace(centroid=torch.tensor([average]))
     codes = torch.tensor([[aligned]])
     coarse = torch.tensor(residual)[:, None, None]
-    return keep_nearer(codes, [statistics], [target], [coarse], generator, network)[0, 0]
+    look = Look(torch.zeros(1, 3), torch.ones(1, 3))
+    shown = Appearance(GROUP, look, 3, coarse, torch.full((1, 1), 3), torch.ones(1, 16, 16))
+    return keep_nearer(codes, [statistics], [target], [shown], generator, network)[0, 0]
 
 
 @pytest.mark.parametrize(
