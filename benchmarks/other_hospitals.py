@@ -2,7 +2,7 @@
 
     python -m benchmarks.other_hospitals --data FOLDER [--source NAME ...] [--k 5 10 20]
         [--rows cells similar ...] [--people N] [--seeds 5] [--checkpoint DIR] [--work DIR]
-        [--coarse-cells N] [--json [FILE]] [--sheet FILE.png]
+        [--coarse-cells N] [--part NAME] [--json [FILE]] [--sheet FILE.png]
 
 Each source is one hospital: IDRiD's people whom the checkpoint never saw (its own camera), and
 ODIR, PALM, EyePACS and DIARETDB1, framed as a hospital frames them. Of each, two thirds of the
@@ -304,6 +304,7 @@ def main() -> None:
         "--checkpoint", type=Path, default=ROOT / "deploy" / "checkpoints" / "fundus-64"
     )
     parser.add_argument("--work", type=Path, default=Path("hospitals-work"))
+    parser.add_argument("--part", default="", help="a name for this checkpoint's run")
     report.add_json(parser)
     parser.add_argument("--sheet", type=Path, help="PNG of photographs and averages of ten")
     given = parser.parse_args()
@@ -326,7 +327,8 @@ def main() -> None:
     if given.sheet:
         draw_sheet(prepared, JUDGED_K).save(given.sheet)
     tables = [list_hospitals(found), *(list_averages(name, one) for name, one in found.items())]
-    report.give(given.json, "other_hospitals", tables, found, targets(found))
+    name = ".".join(filter(None, ("other_hospitals", given.part)))
+    report.give(given.json, name, tables, found, targets(found))
 
 
 if __name__ == "__main__":
