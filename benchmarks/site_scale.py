@@ -118,7 +118,9 @@ def stand_ins(side: int) -> tuple[nn.Module, nn.Module]:
             level = torch.tanh(wplus.mean((1, 2)) * self.one)
             return level[:, None, None, None].expand(-1, 1, side, side)
 
-        def invert(self, x: Tensor, generator: Any, iterations: int, keep_best: bool) -> Inverted:
+        def invert(
+            self, x: Tensor, generator: Any, iterations: int, keep_best: bool, fields: Tensor
+        ) -> Inverted:
             level = x.mean((1, 2, 3)).clamp(-0.99, 0.99).atanh()
             wplus = level[:, None, None].expand(-1, self.layer_count, self.latent).clone()
             return Inverted(wplus, generator.synthesis(wplus))
