@@ -52,7 +52,7 @@ from client.synthesize.align import (
     measure_patients,
     render_outputs,
 )
-from client.synthesize.anchors import images as decode_means
+from client.synthesize.anchors import images as show_cells
 from client.synthesize.anchors import make_cells, noisy_means
 from client.synthesize.appearance import Appearance, Shown, gather_appearances
 from client.synthesize.group import Roster, patient_codes
@@ -366,7 +366,7 @@ def publish_cells(
     means = noisy_means(who, codes, cells, strata, mechanism, batch.reservation(), batch.noise())
     if not means:
         raise PolicyError("no cell holds enough patients to be published", code="E-NO-IMAGES")
-    stacks = decode_means(means, known.whitening, batch.generator(), plan.outputs_per_group, random)
+    stacks = show_cells(means, known.whitening, batch.generator(), plan.outputs_per_group, random)
     candidates: list[Candidate] = []
     for stack in stacks:
         pairs = zip(stack, means, strict=True)

@@ -71,7 +71,8 @@ class Inversion:
     of the reconstructions in the images' own looks. `codes`: float32 [N, L, d_w], refined;
     memory-mapped where rows are kept on disk. `errors`: float64 [N], relative (looks.py).
     `accepted`: bool [N]. `looks`: float32 [N, 2, C], the images' own looks. `coarse`: float32
-    [N, C + 1, G, G], the coarse residuals of the refined codes and where they are known.
+    [N, C + 1, G, G], the coarse residuals of the refined codes and where they are known;
+    memory-mapped as `codes` are.
     """
 
     points: NDArray[np.float64]
@@ -155,7 +156,7 @@ def invert(
         errors=np.array(rows["errors"]),
         accepted=np.array(rows["accepted"]),
         looks=np.array(rows["looks"]),
-        coarse=np.array(rows["coarse"]),
+        coarse=rows["coarse"],
     )
 
 

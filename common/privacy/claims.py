@@ -186,9 +186,7 @@ def found_again(synthesis: Synthesis) -> str | None:
     Averages without noise are at risk where likeness chooses who is averaged, and where there are
     fewer than `SAFER_K` of them.
     """
-    section = synthesis.privatize
-    all_noisy = synthesis.privatizes_averages and section is not None and section.share == 1
-    if synthesis.anchors is not None or all_noisy:
+    if synthesis.anchors is not None or synthesis.privatizes_all:
         return None
     risks = []
     if synthesis.grouping.startswith("similar"):

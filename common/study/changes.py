@@ -26,6 +26,7 @@ LARGER_PROTECTS_LESS = (
     ".patients_per_step",
     "synthesis.max_images_per_site",
     "synthesis.outputs_per_group",
+    "synthesis.coarse_cells",
     "synthesis.anchors.threshold_delta",
     "synthesis.privatize.epsilon",
     "synthesis.privatize.delta",

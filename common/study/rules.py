@@ -134,12 +134,19 @@ def _coarse_problems(synthesis: Synthesis, intake: Intake) -> Iterator[str]:
     if cells > intake.size_px // 4:
         yield (
             f"synthesis.coarse_cells: {cells} for {intake.size_px} px; expected at most "
-            f"{intake.size_px // 4}: a smaller cell shows what single members look like"
+            f"{intake.size_px // 4}: a smaller cell shows what single members look like; "
+            f"set coarse_cells: {min(8, intake.size_px // 4)}, or leave it out"
         )
     if cells and synthesis.grouping == "anchors":
         yield (
             f"synthesis.coarse_cells: {cells} with grouping anchors; expected 0: "
             "its averages carry epsilon, and a residual would carry no noise; "
+            "leave coarse_cells out"
+        )
+    elif cells and synthesis.privatizes_all:
+        yield (
+            f"synthesis.coarse_cells: {cells} with privatize.share 1; expected 0: "
+            "every average is privatized, and a residual would carry no noise; "
             "leave coarse_cells out"
         )
 

@@ -296,7 +296,7 @@ class Synthesis(FrozenModel):
         """
         if self.grouping != "random":
             return True
-        return self.privatize is None or not self.privatizes_averages or self.privatize.share < 1
+        return not self.privatizes_all
 
     @property
     def privatizes_averages(self) -> bool:
@@ -305,3 +305,8 @@ class Synthesis(FrozenModel):
         With egress `single` they stay plain: the section is about images that a site hands over.
         """
         return self.privatize is not None and self.privatize.egress == "averages"
+
+    @property
+    def privatizes_all(self) -> bool:
+        """Whether every average that is sent is a privatized one."""
+        return self.privatize is not None and self.privatizes_averages and self.privatize.share == 1

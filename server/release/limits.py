@@ -75,16 +75,10 @@ def count_sentence(study: Study) -> str:
         return COUNT_OF_CELLS
     if synthesis.grouping == "random" and synthesis.privatizes_averages:
         return COUNT_OF_ROSTER
-    if synthesis.outputs_per_group > 1 and not all_privatized(synthesis):
+    if synthesis.outputs_per_group > 1 and not synthesis.privatizes_all:
         several = COUNT_OF_SEVERAL.format(count=synthesis.outputs_per_group)
         return f"{COUNT_OF_GROUPS} {several}"
     return COUNT_OF_GROUPS
-
-
-def all_privatized(synthesis: Synthesis) -> bool:
-    """Return whether every average that is sent is a privatized one."""
-    plan = synthesis.privatize
-    return plan is not None and plan.egress == "averages" and plan.share == 1
 
 
 def limits_of(study: Study) -> list[str]:
@@ -98,12 +92,12 @@ def _group_limits(synthesis: Synthesis) -> list[str]:
     """The limits of averages, and of what the plan does to them."""
     limits = [KEPT_APART, TWO_HOSPITALS, PUBLIC_LABELS]
     anchors = synthesis.grouping == "anchors"
-    if not anchors and not all_privatized(synthesis):
+    if not anchors and not synthesis.privatizes_all:
         limits.append(SUBTRACTED)
     again = found_again(synthesis)
     if again is not None:
         limits.append(again)
-    if all_privatized(synthesis):
+    if synthesis.privatizes_all:
         return limits
     if synthesis.outputs_per_group > 1:
         limits.append(SEVERAL_OUTPUTS.format(count=synthesis.outputs_per_group))

@@ -15,6 +15,7 @@ from benchmarks.fundus_sources import Photographs
 from client.state.group_store import Group, Stratum
 from client.synthesize.nearer import MeanFeatures
 from common.study.plan import load_study
+from tests.flat_networks import Colours, Plain
 
 CLASSES = hospital_people.CLASSES["odir"]
 
@@ -72,20 +73,6 @@ def test_a_source_without_labels_has_one_class_and_teaches_no_classifier() -> No
     assert part.classes == ("unlabelled",) and not part.members.labels.any()
     ready: Any = SimpleNamespace(part=part)
     assert average_figures.utility(ready, []) is None
-
-
-class Colours:
-    """Features that are mean colours."""
-
-    def pooled(self, images: torch.Tensor) -> torch.Tensor:
-        return images.mean((2, 3))
-
-
-class Plain:
-    """A generator whose image is one colour: its code."""
-
-    def synthesis(self, codes: torch.Tensor) -> torch.Tensor:
-        return codes[:, 0, :, None, None].expand(-1, -1, 16, 16)
 
 
 def test_as_in_the_product_an_average_stays_where_alignment_leads_away(

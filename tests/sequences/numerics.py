@@ -74,7 +74,7 @@ class Numerics:
             "client.child.batch.render_outputs": self.render_outputs,
             "client.child.batch.privatize": self.privatize,
             "client.child.batch.noisy_means": self.noisy_means,
-            "client.child.batch.decode_means": self.decode_means,
+            "client.child.batch.show_cells": self.decode_means,
             "client.child.rosters.encode_released": self.encode,
             "client.child.inputs.Batch.glow": lambda _: SimpleNamespace(dimension=1),
             "client.child.checks.audit": pass_all,

@@ -15,24 +15,11 @@ from client.synthesize.group import Roster
 from client.synthesize.nearer import MeanFeatures, gather_features, keep_nearer
 from common.errors import Bug, PolicyError
 from common.models.look import Look
+from tests.flat_networks import Colours, Plain
 
 MEMBERS = tuple("abc")
 GROUP = Group(MEMBERS, Stratum(0), 3)
 COMMON = Look(torch.zeros(1, 3), torch.full((1, 3), 0.3))
-
-
-class Colours:
-    """Features that are mean colours."""
-
-    def pooled(self, images: torch.Tensor) -> torch.Tensor:
-        return images.mean((2, 3))
-
-
-class Plain:
-    """A generator whose image is one colour: its code."""
-
-    def synthesis(self, codes: torch.Tensor) -> torch.Tensor:
-        return codes[:, 0, :, None, None].expand(-1, -1, 16, 16)
 
 
 def kept(

@@ -15,6 +15,11 @@ CHANGED: dict[str, tuple[dict[str, Any], str]] = {
         {"synthesis__k": 4},
         "synthesis.k: 5 → 4 (fewest distinct patients behind one image; protects patients less)",
     ),
+    "a grid of residuals": (
+        {"synthesis__coarse_cells": 4},
+        "synthesis.coarse_cells: 0 → 4 (cells along each side of a grid in which an average also "
+        "keeps its members' mean residual; protects patients less)",
+    ),
     "more epsilon": ({"privacy__epsilon": 9.0}, "privacy.epsilon: 8 → 9"),
     "more noise": ({"models__gan__noise_multiplier": 5.0}, "protects patients more"),
     "more rounds": ({"models__gan__rounds": 3}, "models.gan.rounds: 2 → 3"),

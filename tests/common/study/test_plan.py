@@ -210,5 +210,8 @@ def test_a_grid_of_residuals_counts_in_the_hash_only_where_there_is_one() -> Non
 def test_averages_that_carry_epsilon_have_no_grid_of_residuals() -> None:
     with pytest.raises(ValidationError, match=r"coarse_cells: 4 with grouping anchors"):
         small_study(synthesis__grouping="anchors", synthesis__coarse_cells=4)
+    everything = small_plan()["synthesis"]["privatize"] | {"share": 1.0}
+    with pytest.raises(ValidationError, match=r"coarse_cells: 4 with privatize.share 1"):
+        small_study(synthesis__privatize=everything, synthesis__coarse_cells=4)
     with pytest.raises(ValidationError, match=r"coarse_cells: 64 for \d+ px; expected at most"):
         small_study(synthesis__coarse_cells=64)

@@ -394,6 +394,7 @@ def test_two_sources_of_other_cameras_make_one_checkpoint_that_names_both(tmp_pa
     pretrain.run(paths, out, plan, known, Session(steps=2))
     card = (out / "MODEL_CARD.md").read_text()
     assert "clinic one" in card and "clinic two" in card
+    assert "--channels 3 --cameras --minutes" in card
     for file in ("gan", "encoder"):
         texts = metadata(out / f"{file}.safetensors")
         assert texts["source 1"] == "clinic one (5 photographs, CC0, attribution: nobody)"
