@@ -157,7 +157,7 @@ class Domain(FrozenModel):
         """Whether averages lose what pixels teach, where those teach anything."""
         if self.pixels is None or self.averages is None or self.pixels < LEAST_TOLD:
             return False
-        return not self.averages >= LEAST_WORTH * self.pixels  # nor if not a number
+        return self.averages < LEAST_WORTH * self.pixels
 
     def keep(self, folder: Path) -> None:
         """Write the file of this plan, readable by this account alone."""

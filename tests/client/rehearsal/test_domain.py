@@ -60,10 +60,6 @@ CASES: dict[str, tuple[Arrays, tuple[str, ...]]] = {
         sample((0, 0), worth=(0.9, 0.809)),
         ("before any noise, the plan's averages teach a classifier less than the 90%",),
     ),
-    "they teach nobody knows what": (
-        sample((0, 0), worth=(0.9, np.nan)),
-        ("before any noise, the plan's averages teach a classifier less than the 90%",),
-    ),
     "nor do pixels teach anything": (sample((0, 0), worth=(0.59, 0.45)), ()),
     "not a number is unknown": (sample((0, 0), bits=np.inf), ("the flow does not know more",)),
 }
