@@ -3,6 +3,7 @@
 import gc
 import logging
 import os
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -34,6 +35,15 @@ def pytest_collection() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def pytest_collection_finish() -> None:
+    """Let torch give each of its warnings whenever it is due, not once in a process.
+
+    A warning is an error here; whether a test sees one must not depend on what ran before it.
+    """
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_warn_always(True)
 
 
 def pytest_unconfigure() -> None:

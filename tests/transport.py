@@ -103,7 +103,7 @@ class Consortium:
         self.link.reload_front()
 
     def ask(
-        self, node_ids: list[int], payload: bytes, timeout_s: float = 60.0
+        self, node_ids: list[int], payload: bytes, timeout_s: float = 240.0
     ) -> list[dict[str, Any]]:
         """Let the running toy ServerApp send `payload` to the nodes; return what each replied."""
         self.count += 1

@@ -61,7 +61,7 @@ def draw_sheet(
         own = look_from(found.looks[row : row + 1], device_of(generator))
         made = reconstruct(found.codes[row : row + 1], generator)
         fields = field_of(made)
-        made = add_residual(made, torch.from_numpy(found.coarse[row, :-1]), fields)
+        made = add_residual(made, torch.from_numpy(np.array(found.coarse[row, :-1])), fields)
         rebuilt = to_uint8(show_in(made, common, own, fields))[0]
         for side, image in enumerate((images[row], rebuilt)):
             picture = _picture(image).resize((width, height), Image.Resampling.NEAREST)

@@ -47,6 +47,13 @@ def test_a_pair_is_the_original_at_the_left_and_the_inversion_at_the_right() -> 
     assert (sheet[:64, 136:200] == 10).all()
 
 
+def test_grids_that_are_read_from_a_file_are_drawn() -> None:
+    """They are mapped from the disk, so nothing may be written to them."""
+    found = inversion([0.1], [True])
+    found.coarse.flags.writeable = False
+    assert draw_sheet(np.zeros((1, 64, 64, 3), np.uint8), found, white(64), COMMON)
+
+
 def test_every_left_out_image_goes_before_a_long_list_of_accepted_ones() -> None:
     count = MOST + 20
     found = inversion([0.5] * count, [i != count - 1 for i in range(count)])
