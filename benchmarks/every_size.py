@@ -152,7 +152,7 @@ def synthesis_of(grouping: str) -> dict[str, Any]:
 
 def pair_plan(case: Case) -> tuple[Weights, dict[str, Any]]:
     """Return weights of a generator of pairs, and what they change in the small plan."""
-    generator = wgan.Generator(case.size_px, WIDTH, LATENT, case.architecture)
+    generator = wgan.build_generator(case.size_px, WIDTH, LATENT, case.architecture)
     critic = wgan.Critic(case.size_px, WIDTH, case.architecture)
     weights = numpy_weights(generator, "generator.") | numpy_weights(generator, "average.")
     weights |= numpy_weights(critic, "critic.")

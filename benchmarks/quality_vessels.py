@@ -1,7 +1,7 @@
 """What private image + mask pairs are worth: Dice of a U-Net trained on them, on held-out patients.
 
-    python -m benchmarks.quality_vessels [--part phantoms|dias] [--data FOLDER] [--seeds 3]
-        [--json [FILE]] [--work DIR] [--quick]
+    python -m benchmarks.quality_vessels [--part phantoms|dias] [--architecture small|mask-first]
+        [--data FOLDER] [--seeds 3] [--rows real,plain,…] [--json [FILE]] [--work DIR] [--quick]
 
 phantoms: 2,000 procedural patients of four sites, trained by the product's own trainer at epsilon 8
   and 3 per patient, from scratch and from a network pretrained on phantoms of another style.
@@ -54,6 +54,7 @@ from common.privacy.noise import SeededNoiseSource
 from common.privacy.plan_report import RATIO_FEASIBLE, RATIO_MARGINAL, feasibility
 from common.storage import files
 from common.study.plan import Study
+from common.study.training import WganPlan
 from common.wire import tensors
 from server.pretrain.wgan import Recipe, arrays_of, pretrain
 
@@ -110,6 +111,7 @@ def study_of(setting: Setting, epsilon: float, tuned: bool) -> Study:
         "items_per_patient": 2,
         "clip": 1.0,
         "max_update_norm": 1000.0,
+        "architecture": setting.architecture,
         "width": 16,
         "generator_width": 16,
         "latent": 32,
@@ -147,17 +149,22 @@ def study_of(setting: Setting, epsilon: float, tuned: bool) -> Study:
 
 def public_network(part: Part, work: Path, show: Show) -> Weights:
     """The network pretrained on public phantoms: one for all seeds, as a study has one."""
-    return trained_plainly(
-        part.public, part.setting.plain_steps, 0, work.parent / "public.safetensors", show
-    )
+    name = f"public.{part.setting.architecture}.safetensors"
+    return trained_plainly(part.public, part.setting, 0, work.parent / name, show)
 
 
-def trained_plainly(pairs: Pairs, steps: int, seed: int, path: Path, show: Show) -> Weights:
+def public_plan_of(setting: Setting) -> WganPlan:
+    """The plan's networks; of the rest public training takes the loss and the input noise alone."""
+    plan = study_of(replace(QUICK, architecture=setting.architecture), 8.0, True).models.wgan
+    assert plan is not None
+    return plan
+
+
+def trained_plainly(pairs: Pairs, setting: Setting, seed: int, path: Path, show: Show) -> Weights:
     """The weights after non-private training on pairs [P, n, ...], from `path` if it exists."""
     if not path.exists():
-        plan = study_of(QUICK, 8.0, True).models.wgan
-        assert plan is not None
-        run = pretrain(flat(pairs), plan, seed, RECIPE)
+        steps = setting.plain_steps
+        run = pretrain(flat(pairs), public_plan_of(setting), seed, RECIPE)
         for step in range(1, steps):
             next(run)
             if step % 50 == 0:
@@ -241,16 +248,12 @@ def pairs_of(part: Part, row: Row, seed: int, work: Path, show: Show) -> Pairs:
     if row.kind == "public":
         weights = public_network(part, work, show)
     elif row.kind == "plain":
-        weights = trained_plainly(
-            part.train, setting.plain_steps, seed, work / f"plain-{seed}.safetensors", show
-        )
+        path = work / f"plain-{seed}.safetensors"
+        weights = trained_plainly(part.train, setting, seed, path, show)
     else:
         weights = trained_privately(part, row, seed, work, show)
-    plan = study_of(QUICK, 8.0, True).models.wgan
-    assert plan is not None
-    return sample(
-        load_average(weights, plan, SIZE_PX), setting.pairs, torch.Generator().manual_seed(seed)
-    )
+    average = load_average(weights, public_plan_of(setting), SIZE_PX)
+    return sample(average, setting.pairs, torch.Generator().manual_seed(seed))
 
 
 def measure_row(part: Part, row: Row, seed: int, work: Path, show: Show) -> dict[str, Any]:
@@ -286,18 +289,17 @@ def strip(pairs: Pairs, path: Path) -> None:
 
 
 def table(part: Part, found: dict[str, list[dict[str, Any]]]) -> report.Table:
-    """Mean over seeds, every seed, and the ratio to the non-private GAN."""
-    plain = float("nan")
-    if found.get("plain"):
-        plain = np.mean([r["dsc"] for r in found["plain"]])
+    """Mean over seeds, every seed, and the ratios to real pairs and to the non-private GAN."""
+    means = {name: float(np.mean([r["dsc"] for r in rs])) for name, rs in found.items() if rs}
     rows = []
     for row in ROWS:
         if results := found.get(row.name):
-            rows.append(cells_of(row, results, float(plain)))
+            rows.append(cells_of(row, results, means))
     columns = (
         "pairs from",
         "DSC (mean of seeds)",
         "each seed [95 % over patients]",
+        "÷ real",
         "÷ not private",
         "bAHD px",
         "95HD px",
@@ -306,7 +308,7 @@ def table(part: Part, found: dict[str, list[dict[str, Any]]]) -> report.Table:
     return report.Table(f"{part.name}: Dice on held-out patients", columns, tuple(rows))
 
 
-def cells_of(row: Row, results: list[dict[str, Any]], plain: float) -> tuple[str, ...]:
+def cells_of(row: Row, results: list[dict[str, Any]], means: dict[str, float]) -> tuple[str, ...]:
     """The cells of a row."""
     mean = {
         key: float(np.mean([r[key] for r in results]))
@@ -320,7 +322,7 @@ def cells_of(row: Row, results: list[dict[str, Any]], plain: float) -> tuple[str
         row.label,
         f"{mean['dsc']:.3f}",
         ", ".join(each),
-        f"{mean['dsc'] / plain:.2f}",
+        *(f"{mean['dsc'] / means.get(other, float('nan')):.2f}" for other in ("real", "plain")),
         f"{mean['bahd']:.2f}",
         f"{mean['hd95']:.1f}",
         f"{mean['mask_share']:.3f}",
@@ -358,6 +360,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--part", choices=("phantoms", "dias"), default="phantoms")
+    parser.add_argument("--architecture", choices=("small", "mask-first"), default="small")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rows", default=",".join(row.name for row in ROWS))
     parser.add_argument("--work", type=Path, default=Path("quality-vessels"))
@@ -378,10 +381,14 @@ def main() -> None:
     setting = {"phantoms": PHANTOMS, "dias": DIAS}[options.part]
     if options.quick:
         setting = replace(QUICK, sites=setting.sites if options.part == "dias" else QUICK.sites)
+    setting = replace(setting, architecture=options.architecture)
     if options.part == "phantoms":
         part = phantom_part(setting, work, show)
     else:
         part = dias_part(setting, work, options.data, show)
+    if options.architecture != "small":
+        work = work.with_name(f"{options.part}.{options.architecture}")
+        work.mkdir(exist_ok=True)
     wanted = [row for row in ROWS if row.name in options.rows.split(",")]
     found: dict[str, list[dict[str, Any]]] = {row.name: [] for row in wanted}
     for seed in range(options.seeds):
@@ -390,7 +397,10 @@ def main() -> None:
     sys.stderr.write("\n")
     plan = verdicts(setting)
     figures = {"part": part.name, "setting": asdict(setting), "plan": plan.rows, "rows": found}
-    report.give(options.json, f"quality_vessels.{part.name}", [table(part, found), plan], figures)
+    name = f"quality_vessels.{part.name}"
+    if options.architecture != "small":
+        name += f".{options.architecture}"
+    report.give(options.json, name, [table(part, found), plan], figures)
 
 
 if __name__ == "__main__":

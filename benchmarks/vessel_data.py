@@ -37,6 +37,7 @@ class Setting:
     patients_per_step: int
     pairs: int  # that a segmentation network is trained on, in every row
     epochs: int
+    architecture: str = "small"
 
 
 PHANTOMS = Setting(2000, 4, 150, 300, 8, 3000, 10, 20, 32, 1000, 8)

@@ -40,13 +40,13 @@ STUDY = b"study: {name: toy}\n"
 TOY = {"server_app": "toy_serverapp:app", "client_app": "toy_serverapp:nothing"}
 
 
-def until(condition: Callable[[], Any], timeout_s: float = 240.0) -> Any:
-    """Return the first true value of `condition`, asked every 20 ms; fail after `timeout_s`."""
+def until(condition: Callable[[], Any], timeout_s: float = 240.0, every_s: float = 0.02) -> Any:
+    """Return the first true value of `condition`, asked every `every_s`; fail after `timeout_s`."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
         if value := condition():
             return value
-        time.sleep(0.02)
+        time.sleep(every_s)
     raise AssertionError(f"not within {timeout_s} s: {condition}")
 
 

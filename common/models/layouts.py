@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from common.models.sizes import KOSSEN, map_sides, pair_halvings, style_count
+from common.models.sizes import KOSSEN, MASK_FIRST, map_sides, pair_halvings, style_count
 
 Shapes = dict[str, tuple[int, ...]]
 PAIR_PLANES = 2
@@ -149,7 +149,9 @@ def pair_generator(size_px: int, width: int, latent: int, architecture: str) -> 
     layers = [_linear("start", latent, widest * side**2), _norm("layers.0", widest, side)]
     if architecture == KOSSEN:
         return (*layers, *_transposed(width, levels, side))
-    return (*layers, _activation(widest, side), *_upsampling(width, levels, side))
+    ends = _mask_first if architecture == MASK_FIRST else _pair_end
+    grown = _upsampling(width, levels, side)
+    return (*layers, _activation(widest, side), *grown, *ends(width, levels, size_px))
 
 
 def pair_critic(size_px: int, width: int, architecture: str) -> tuple[Layer, ...]:
@@ -177,7 +179,7 @@ def pair_critic(size_px: int, width: int, architecture: str) -> tuple[Layer, ...
 
 
 def _upsampling(width: int, levels: int, side: int) -> Iterator[Layer]:
-    """The pair generator `small` after its first map."""
+    """The pair generator `small` between its first map and its end."""
     place = 2
     for level in reversed(range(levels)):
         after = width << max(level - 1, 0)
@@ -186,7 +188,23 @@ def _upsampling(width: int, levels: int, side: int) -> Iterator[Layer]:
         yield _norm(f"layers.{place + 2}", after, side)
         yield _activation(after, side)
         place += 4
-    yield _convolution(f"layers.{place}", width, PAIR_PLANES, 3, side, side)
+
+
+def _pair_end(width: int, levels: int, side: int) -> Iterator[Layer]:
+    """The pair generator `small` ends with a convolution to image and mask."""
+    yield _convolution(f"layers.{2 + 4 * levels}", width, PAIR_PLANES, 3, side, side)
+
+
+def _mask_first(width: int, _: int, side: int) -> Iterator[Layer]:
+    """The pair generator `mask-first` ends with a mask, the image painted on it, and grain."""
+    yield _convolution("mask", width, 1, 3, side, side)
+    yield _activation(1, side)
+    yield _convolution("paint.0", 1 + width, width, 3, side, side)
+    yield _activation(width, side)
+    yield _convolution("paint.2", width, width, 3, side, side)
+    yield _activation(width, side)
+    yield _convolution("paint.4", width, 1, 3, side, side)
+    yield Layer({"grain.weight": (1, 1, 3, 3)}, products=9 * side**2, kept=side**2)
 
 
 def _transposed(width: int, levels: int, side: int) -> Iterator[Layer]:

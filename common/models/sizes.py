@@ -8,9 +8,16 @@ from common.errors import ConfigurationError
 IMAGE_SIZES_PX = (16, 32, 64, 96, 128, 256, 512)
 SMALL = "small"
 KOSSEN = "kossen2022"
-PAIR_SIZES_PX = {SMALL: (32, 64, 96, 128, 256), KOSSEN: (64, 96, 128, 256)}
+MASK_FIRST = "mask-first"
+PAIR_SIZES_PX = {
+    SMALL: (32, 64, 96, 128, 256),
+    KOSSEN: (64, 96, 128, 256),
+    MASK_FIRST: (32, 64, 96, 128, 256),
+}
 HALVED_FROM_PX = 8  # the smallest map is smaller: 4 px, or 6 px of 96
 KOSSEN_HALVINGS = 5
+# `mask-first`: side of the window whose mean features a pixel may know beside its mask
+CONTEXT_PX = 9
 
 
 def map_sides(size_px: int) -> tuple[int, ...]:

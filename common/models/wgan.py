@@ -5,12 +5,14 @@ Out: pairs of the same form; or scores [N].
 Guarantees: no module couples the items of a batch or keeps a buffer, so the critic may be trained
 with per-patient gradients.
 
-The plan chooses one of two architectures:
+The plan chooses one of three architectures:
   small       4x4 convolutions of stride 2 with GroupNorm; 4x4 patches are scored and averaged.
               The critic of width 24 has 391,945 parameters at 64 px.
   kossen2022  the paper's shape: five convolutions with instance norm, one score for a pair.
               The critic of width 96 has 25.1 M parameters. Deviations: nothing in place; GroupNorm
               in place of BatchNorm in the generator; both channels in [-1, 1], threshold 0.
+  mask-first  the critic of `small`; the generator draws a mask of -1 and 1, then the image of that
+              mask, so an image shows no vessel that its mask lacks (`MaskFirst`).
 
 Global names: `generator.*`, `critic.*`, and `average.*` for the generator's exponential moving
 average, from which pairs are sampled.
@@ -21,14 +23,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.arrays import Weights
-from common.models.sizes import KOSSEN, pair_halvings
+from common.models.sizes import CONTEXT_PX, KOSSEN, MASK_FIRST, pair_halvings
 from common.models.weights import load_weights
 
 PLANES = 2
 GROUPS = 8
+SLOPE = 0.2  # of LeakyReLU
+GRAIN = 0.1  # of the image's range [-1, 1]: deviation of the first grain
 
 
 class PairSize(Protocol):
@@ -36,7 +42,7 @@ class PairSize(Protocol):
 
     @property
     def architecture(self) -> str:
-        """`small` or `kossen2022`."""
+        """`small`, `kossen2022` or `mask-first`."""
         ...
 
     @property
@@ -92,6 +98,8 @@ class Generator(nn.Module):
     It takes no other input, so no patient's data can enter here.
     """
 
+    latent: int  # numbers in the latent of one pair
+
     def __init__(self, size_px: int, width: int, latent: int, architecture: str = "small") -> None:
         super().__init__()
         kossen = architecture == KOSSEN
@@ -109,6 +117,59 @@ class Generator(nn.Module):
         x = self.start(z)
         pairs: Tensor = self.layers(x.view(len(z), -1, self._side, self._side))
         return pairs
+
+
+class MaskFirst(Generator):
+    """Pairs [N, 2, S, S] of latents [N, z + S*S]: a mask of -1 and 1, then the image of that mask.
+
+    The first z numbers of a latent become the mask and, blurred, what surrounds it; the other S*S
+    are the grain of the image. The image knows the mask as it is drawn and all else through a
+    window of `CONTEXT_PX` alone, so whatever is fine in it and no grain follows the mask.
+    """
+
+    def __init__(self, size_px: int, width: int, latent: int) -> None:
+        super().__init__(size_px, width, latent)
+        self.code = latent
+        self.latent = latent + size_px**2
+        self.layers = self.layers[:-1]
+        self.mask = nn.Conv2d(width, 1, 3, padding=1)
+        self.paint = nn.Sequential(
+            nn.Conv2d(1 + width, width, 3, padding=1),
+            nn.LeakyReLU(SLOPE),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.LeakyReLU(SLOPE),
+            nn.Conv2d(width, 1, 3, padding=1),
+        )
+        self.grain = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+        with torch.no_grad():
+            self.grain.weight.zero_()
+            self.grain.weight[0, 0, 1, 1] = GRAIN
+
+    def forward(self, z: Tensor) -> Tensor:
+        features = self.features(z[:, : self.code])
+        mask = _one_of_two(self.mask(features))
+        grain = z[:, self.code :].reshape(len(z), 1, *features.shape[2:])
+        image = self.painted(mask, features) + self.grain(grain)
+        return torch.cat([image, mask], dim=1)
+
+    def features(self, code: Tensor) -> Tensor:
+        """Return features [N, width, S, S] of codes [N, z]."""
+        x = self.start(code)
+        features: Tensor = self.layers(x.view(len(code), -1, self._side, self._side))
+        return features
+
+    def painted(self, mask: Tensor, features: Tensor) -> Tensor:
+        """Return images [N, 1, S, S] without grain of masks [N, 1, S, S] in [-1, 1]."""
+        context = F.avg_pool2d(features, CONTEXT_PX, 1, CONTEXT_PX // 2, count_include_pad=False)
+        image: Tensor = self.paint(torch.cat([mask, context], dim=1))
+        return image
+
+
+def _one_of_two(scores: Tensor) -> Tensor:
+    """-1 or 1 by the sign of a score; its slope is that of tanh, or nothing could be learned."""
+    soft = scores.tanh()
+    hard = torch.where(scores > 0, 1.0, -1.0).to(soft)
+    return hard + (soft - soft.detach())
 
 
 def _norm(channels: int, kossen: bool) -> nn.Module:
@@ -156,9 +217,16 @@ def _draw_weights(module: nn.Module) -> None:
 
 def build(plan: PairSize, size_px: int) -> tuple[Generator, Critic]:
     """Return the plan's generator and critic with random starting values."""
-    generator = Generator(size_px, plan.generator_width, plan.latent, plan.architecture)
+    generator = build_generator(size_px, plan.generator_width, plan.latent, plan.architecture)
     critic = Critic(size_px, plan.width, plan.architecture)
     return generator, critic
+
+
+def build_generator(size_px: int, width: int, latent: int, architecture: str) -> Generator:
+    """Return a generator of this architecture with random starting values."""
+    if architecture == MASK_FIRST:
+        return MaskFirst(size_px, width, latent)
+    return Generator(size_px, width, latent, architecture)
 
 
 def parameters_by_name(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from common.models import layouts
-from common.models.sizes import IMAGE_SIZES_PX, PAIR_SIZES_PX
+from common.models.sizes import IMAGE_SIZES_PX, PAIR_SIZES_PX, SMALL
 from common.study.families import Shapes
 from common.study.plan import Study
 from common.study.planned import ENCODER_PREFIX
@@ -131,7 +131,9 @@ def _wgan_candidates(found: Shapes) -> Iterator[tuple[Sizes, Shapes]]:
     width = _side(found, "critic.layers.0.bias", 0)
     last = _most(found, "generator.layers.")
     for architecture, sizes_px in PAIR_SIZES_PX.items():
-        axis = 1 if architecture == "small" else 0
+        # the last layer has `wide` channels before it, in a transposed convolution on the first
+        # axis; of `mask-first` it is a norm of so many
+        axis = 1 if architecture == SMALL else 0
         wide = _side(found, f"generator.layers.{last}.weight", axis)
         for size_px in sizes_px:
             generator = layouts.pair_generator(size_px, wide, latent, architecture)

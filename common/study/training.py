@@ -107,10 +107,10 @@ class WganPlan(TrainedModel):
 
     betas: ClassVar[tuple[float, float]] = (0.0, 0.999)
 
-    architecture: Literal["small", "kossen2022"] = Field(
+    architecture: Literal["small", "kossen2022", "mask-first"] = Field(
         default="small",
-        description="networks: `small`, or the shape of Kossen et al. 2022, which needs at least "
-        "64 px",
+        description="networks: `small`; the shape of Kossen et al. 2022, which needs at least "
+        "64 px; or `mask-first`, whose generator draws a mask and then the image of that mask",
     )
     width: int = Field(
         ge=8, le=512, description="channels of the first critic layer; a multiple of 4"

@@ -7,7 +7,8 @@ Not covered: privacy. Whoever appears in the pairs is not protected.
 
 Two things that private training cannot have make it shorter:
   - an encoder, with which the generator first learns to reconstruct pairs (variational autoencoder,
-    Kingma and Welling 2014; beside a critic as in Larsen et al. 2016);
+    Kingma and Welling 2014; beside a critic as in Larsen et al. 2016); a `mask-first` generator
+    learns the mask from the code, and the image from the code and the true mask;
   - the R1 penalty on real pairs at every eighth step (Mescheder et al. 2018).
 """
 
@@ -20,12 +21,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from common.models.adam import Adam
 from common.models.draws import draw_integers, draw_normal
 from common.models.moving_average import update_average
 from common.models.weights import load_weights
-from common.models.wgan import PLANES, Critic, build, load, parameters_by_name
+from common.models.wgan import (
+    PLANES,
+    Critic,
+    Generator,
+    MaskFirst,
+    build,
+    load,
+    parameters_by_name,
+)
 from common.models.wgan_losses import critic_loss, generator_loss
 from common.models.wgan_pairs import to_unit
 from common.study.training import WganPlan
@@ -33,6 +43,7 @@ from common.study.training import WganPlan
 CPU = torch.device("cpu")
 BETAS = (0.0, 0.99)
 PENALTY_EVERY = 8
+LEAST_VARIANCE = 1e-4  # of a pixel's grain, whose range is [-1, 1]
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,8 @@ def pretrain(
         return x + plan.input_noise * draw_normal(x.shape, random, device)
 
     def fakes() -> Tensor:
-        return add_noise(generator(draw_normal((recipe.batch, plan.latent), random, device)))
+        latents = draw_normal((recipe.batch, generator.latent), random, device)
+        return add_noise(generator(latents))
 
     step = 0
     while True:
@@ -122,8 +134,8 @@ def pretrain(
 
         # (2) reconstruct them: encoder and generator as a variational autoencoder
         mean, spread = encoder(real)
-        redrawn = generator(mean + (spread / 2).exp() * draw_normal(mean.shape, random, device))
-        missed = (real - redrawn).square().sum((1, 2, 3)).mean() / (2 * recipe.deviation**2)
+        code = mean + (spread / 2).exp() * draw_normal(mean.shape, random, device)
+        missed = missed_by(generator, code, real, recipe.deviation)
         surplus = (mean.square() + spread.exp() - 1 - spread).sum(1).mean() / 2
         loss = (missed + surplus) * (2 / size_px**2)
 
@@ -145,6 +157,28 @@ def pretrain(
             **_named_parameters("encoder.", encoder),
         }
         yield {name: value.detach() for name, value in every.items()}
+
+
+def missed_by(generator: Generator, code: Tensor, real: Tensor, deviation: float) -> Tensor:
+    """Return the mean negative log-likelihood of pairs [N, 2, S, S] given their codes [N, z].
+
+    It is known but for a constant. A pixel is normal around its redrawn value with `deviation`.
+    `mask-first`: a pixel of the mask is a coin; one of the image is normal around what is painted
+    on the true mask, with the deviation of the generator's grain.
+    """
+    if not isinstance(generator, MaskFirst):
+        apart: Tensor = (real - generator(code)).square().sum((1, 2, 3)).mean()
+        return apart / (2 * deviation**2)
+    image, mask = real[:, :1], real[:, 1:]
+    features = generator.features(code)
+    # tanh(s) = 2 sigmoid(2 s) - 1
+    coins = F.binary_cross_entropy_with_logits(
+        2 * generator.mask(features), (mask > 0).to(real), reduction="none"
+    )
+    variance = generator.grain.weight.square().sum() + LEAST_VARIANCE
+    beside = (image - generator.painted(mask, features)).square() / variance
+    missed: Tensor = (coins + (beside + variance.log()) / 2).sum((1, 2, 3)).mean()
+    return missed
 
 
 def arrays_of(weights: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.arrays import Floats
-from common.models.sizes import KOSSEN, map_sides, pair_halvings
+from common.models.sizes import CONTEXT_PX, KOSSEN, MASK_FIRST, map_sides, pair_halvings
 from common.study.training import GanPlan, GlowPlan, WganPlan
 from server.release.graph import Exported, Graph
 
@@ -153,6 +153,7 @@ def _scales(graph: Graph) -> str:
 def wgan_graph(arrays: Arrays, plan: WganPlan, size_px: int) -> Exported:
     """Return the averaged generator; input `z` [N, latent]; channel 1 of its output is the mask.
 
+    Of `mask-first`, `z` is [N, latent + S*S].
     Raises KeyError for a tensor that is missing.
     """
     graph = Graph()
@@ -160,10 +161,20 @@ def wgan_graph(arrays: Arrays, plan: WganPlan, size_px: int) -> Exported:
     levels = pair_halvings(size_px, plan.architecture)
     side = size_px >> levels
     widest = plan.generator_width << (levels - 1)
-    x = parts.linear(graph.add_input("z", (plan.latent,)), "start")
+    mask_first = plan.architecture == MASK_FIRST
+    numbers = plan.latent + mask_first * size_px**2
+    z = graph.add_input("z", (numbers,))
+    code = _numbers_of(graph, z, 0, plan.latent) if mask_first else z
+    x = parts.linear(code, "start")
     x = graph("Reshape", x, graph.whole(-1, widest, side, side))
-    layers = _transposed if plan.architecture == KOSSEN else _upsampled
-    pair = layers(parts, x, levels, side)
+    if plan.architecture == KOSSEN:
+        pair = _transposed(parts, x, levels, side)
+    elif mask_first:
+        grain = _numbers_of(graph, z, plan.latent, numbers)
+        grain = graph("Reshape", grain, graph.whole(-1, 1, size_px, size_px))
+        pair = _mask_and_image(parts, _upsampled(parts, x, levels, side), grain)
+    else:
+        pair = parts.conv(_upsampled(parts, x, levels, side), f"layers.{2 + 4 * levels}")
     return graph.finish("wgan", pair, (PLANES, size_px, size_px))
 
 
@@ -185,7 +196,28 @@ def _upsampled(parts: Parts, x: str, levels: int, side: int) -> str:
         )
         x = parts.conv(x, f"layers.{at + 1}")
         x = graph("LeakyRelu", _group_norm(parts, x, at + 2, side), alpha=SLOPE)
-    return parts.conv(x, f"layers.{2 + 4 * levels}")
+    return x
+
+
+def _mask_and_image(parts: Parts, features: str, grain: str) -> str:
+    """A mask of -1 and 1, and the image of that mask and of blurred features, with grain."""
+    graph = parts.graph
+    marked = graph("Greater", parts.conv(features, "mask"), graph.number(0.0))
+    mask = graph("Where", marked, graph.number(1.0), graph.number(-1.0))
+    half = CONTEXT_PX // 2
+    window = {"kernel_shape": [CONTEXT_PX] * 2, "strides": [1, 1], "pads": [half] * 4}
+    context = graph("AveragePool", features, count_include_pad=0, **window)
+    x = graph("Concat", mask, context, axis=1)
+    for layer in ("paint.0", "paint.2"):
+        x = graph("LeakyRelu", parts.conv(x, layer), alpha=SLOPE)
+    noise = graph("Conv", grain, parts.tensor("grain.weight"), pads=[1] * 4)
+    image = graph("Add", parts.conv(x, "paint.4"), noise)
+    return graph("Concat", image, mask, axis=1)
+
+
+def _numbers_of(graph: Graph, z: str, first: int, end: int) -> str:
+    """Columns `first` to `end` of z [N, n]."""
+    return graph("Slice", z, graph.whole(first), graph.whole(end), graph.whole(1))
 
 
 def _transposed(parts: Parts, x: str, levels: int, side: int) -> str:

@@ -56,16 +56,16 @@ def test_the_flow_stays_on_its_device(size_px: int, channels: int) -> None:
         assert all(part.device == GPU for part in drawn)
 
 
-@pytest.mark.parametrize("architecture", ["small", wgan.KOSSEN])
+@pytest.mark.parametrize("architecture", ["small", wgan.KOSSEN, wgan.MASK_FIRST])
 @pytest.mark.parametrize("size_px", WGAN_SIZES_PX)
 def test_the_networks_of_pairs_stay_on_their_device(size_px: int, architecture: str) -> None:
-    generator = wgan.Generator(size_px, 8, 16, architecture)
+    generator = wgan.build_generator(size_px, 8, 16, architecture)
     critic = wgan.Critic(size_px, 8, architecture)
     unet = UNet(4)
     with fake_device() as device, torch.no_grad():
         for network in (generator, critic, unet):
             network.to(device)
-        pairs = generator(draw_normal((2, 16), torch.Generator(device), device))
+        pairs = generator(draw_normal((2, generator.latent), torch.Generator(device), device))
         assert pairs.device == critic(pairs).device == unet(pairs[:, :1]).device == GPU
 
 
@@ -105,13 +105,14 @@ def test_the_flow_trains_and_inverts_on_a_strict_device(size_px: int, reversible
         assert np.abs(decode_latents(latents, flow).astype(int) - pixels).max() <= 1
 
 
+@pytest.mark.parametrize("architecture", ["small", wgan.MASK_FIRST])
 @pytest.mark.parametrize("size_px", WGAN_SIZES_PX)
-def test_the_networks_of_pairs_train_on_a_strict_device(size_px: int) -> None:
+def test_the_networks_of_pairs_train_on_a_strict_device(size_px: int, architecture: str) -> None:
     with strict_device():
-        generator = wgan.Generator(size_px, 8, 16).to(GPU)
+        generator = wgan.build_generator(size_px, 8, 16, architecture).to(GPU)
         critic = wgan.Critic(size_px, 8).to(GPU)
         pairs = wgan_pairs.sample(generator, 3, torch.Generator(GPU))
         assert pairs.shape == (3, size_px, size_px, 2)
         _step(critic, critic(wgan_pairs.to_unit(pairs, GPU)).mean())
-        made = generator(draw_normal((2, 16), torch.Generator(GPU), GPU))
-        _step(generator, critic(made).mean())
+        z = draw_normal((2, generator.latent), torch.Generator(GPU), GPU)
+        _step(generator, critic(generator(z)).mean())

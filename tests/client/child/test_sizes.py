@@ -29,6 +29,7 @@ TRAINED = {
     "a generator of 96 px with canaries": Case("gan", 96, canaries=32),
     "a grey generator of 256 px": Case("gan", 256, 1, merged=True, sides=False),
     "pairs of 256 px": Case("wgan", 256, 1, canaries=16),
+    "pairs of 32 px, the mask first": Case("wgan", 32, 1, "mask-first"),
     "pairs of 64 px, the published networks": Case("wgan", 64, 1, "kossen2022"),
 }
 DRAWN = {

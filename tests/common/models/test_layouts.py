@@ -48,7 +48,7 @@ def test_layouts_have_the_tensors_of_the_image_networks(size_px: int, channels: 
 
 @pytest.mark.parametrize(("size_px", "kind"), PAIRS)
 def test_layouts_have_the_tensors_of_the_pair_networks(size_px: int, kind: str) -> None:
-    generator = wgan.Generator(size_px, 16, 24, kind)
+    generator = wgan.build_generator(size_px, 16, 24, kind)
     critic = wgan.Critic(size_px, 16, kind)
     assert_same_tensors(generator, layouts.pair_generator(size_px, 16, 24, kind))
     assert_same_tensors(critic, layouts.pair_critic(size_px, 16, kind))
@@ -81,12 +81,12 @@ def networks() -> dict[str, Network]:
     found["encoder"] = (encoder, layouts.encoder(64, 3, 16, 32), lambda: encoder(x, x))
     found["flow"] = (flow, layouts.flow(32, 3, 3, 2, 32), lambda: flow(torch.rand(2, 3, 32, 32)))
     for kind in PAIR_SIZES_PX:
-        one = wgan.Generator(64, 16, 24, kind)
+        one = wgan.build_generator(64, 16, 24, kind)
         two = wgan.Critic(64, 16, kind)
         found[f"pair generator {kind}"] = (
             one,
             layouts.pair_generator(64, 16, 24, kind),
-            lambda one=one: one(torch.randn(2, 24)),  # type: ignore[misc]
+            lambda one=one: one(torch.randn(2, one.latent)),  # type: ignore[misc]
         )
         found[f"pair critic {kind}"] = (
             two,

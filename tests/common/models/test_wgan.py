@@ -8,7 +8,18 @@ from torch import nn
 
 from client.learn.model_check import check_model
 from common.errors import ConfigurationError, RefusedError
-from common.models.wgan import Critic, Generator, build, load, load_average, parameters_by_name
+from common.models.sizes import PAIR_SIZES_PX
+from common.models.wgan import (
+    GRAIN,
+    Critic,
+    Generator,
+    MaskFirst,
+    build,
+    build_generator,
+    load,
+    load_average,
+    parameters_by_name,
+)
 from common.study.training import WganPlan
 from tests.studies import VESSELS
 
@@ -16,7 +27,7 @@ torch.set_num_threads(1)
 SIZES = [
     (size, kind)
     for size in (32, 64, 96, 128)
-    for kind in ("small", "kossen2022")
+    for kind in PAIR_SIZES_PX
     if (size, kind) != (32, "kossen2022")
 ]
 PLAN = WganPlan.model_validate(VESSELS["models"]["wgan"])
@@ -40,8 +51,9 @@ def weights() -> dict[str, NDArray[np.float32]]:
 @pytest.mark.parametrize(("size_px", "kind"), SIZES)
 def test_latents_become_pairs_and_pairs_scores(size_px: int, kind: str) -> None:
     torch.manual_seed(0)
+    generator = build_generator(size_px, 8, 16, kind)
     with torch.no_grad():
-        pairs = Generator(size_px, 8, 16, kind)(torch.randn(2, 16))
+        pairs = generator(torch.randn(2, generator.latent))
         scores = Critic(size_px, 8, kind)(pairs)
     assert pairs.shape == (2, 2, size_px, size_px) and scores.shape == (2,)
     assert pairs.dtype == scores.dtype == torch.float32
@@ -62,17 +74,18 @@ def test_sizes_and_architectures_without_a_network_are_refused(size_px: int, kin
             network()
 
 
-@pytest.mark.parametrize("kind", ["small", "kossen2022"])
+@pytest.mark.parametrize("kind", PAIR_SIZES_PX)
 def test_the_linter_takes_both_critics_and_no_network_keeps_a_buffer(kind: str) -> None:
-    critic, generator = Critic(64, 8, kind), Generator(64, 8, 16, kind)
+    critic, generator = Critic(64, 8, kind), build_generator(64, 8, 16, kind)
     check_model(critic, (2, 64, 64))
     assert not list(critic.buffers()) and not list(generator.buffers())
 
 
-@pytest.mark.parametrize("kind", ["small", "kossen2022"])
+@pytest.mark.parametrize("kind", PAIR_SIZES_PX)
 def test_an_item_alone_gives_what_it_gives_in_a_batch(kind: str) -> None:
     torch.manual_seed(0)
-    critic, generator, z = Critic(64, 8, kind), Generator(64, 8, 16, kind), torch.randn(3, 16)
+    critic, generator = Critic(64, 8, kind), build_generator(64, 8, 16, kind)
+    z = torch.randn(3, generator.latent)
     with torch.no_grad():
         pairs = generator(z)
         scores = critic(pairs)
@@ -87,6 +100,41 @@ def test_kossens_architecture_starts_with_its_deviation_of_a_twentieth() -> None
         for name, value in network.named_parameters():
             if value.dim() > 1 and value.numel() > 1000:
                 assert abs(float(value.detach().std()) - 0.05) < 0.005, name
+
+
+def test_the_mask_comes_first_and_the_image_follows_it() -> None:
+    torch.manual_seed(0)
+    generator = MaskFirst(32, 8, 16)
+    z = torch.randn(4, generator.latent)
+    pairs = generator(z)
+    assert set(pairs[:, 1].unique().tolist()) == {-1.0, 1.0}
+    # the mask, which has two values, can be learned nonetheless
+    pairs[:, 1].sum().backward()
+    assert float(generator.start.weight.grad.abs().max()) > 0  # type: ignore[union-attr]
+
+    # other grain changes the image alone, by as much as it starts with
+    other = z.clone()
+    other[:, 16:] = torch.randn(4, 32 * 32)
+    with torch.no_grad():
+        again = generator(other)
+    assert torch.equal(again[:, 1], pairs[:, 1])
+    moved = (again[:, 0] - pairs[:, 0].detach()).std()
+    assert 1.3 * GRAIN < float(moved) < 1.5 * GRAIN  # two draws: sqrt(2)
+
+    # the image knows each pixel of the mask, and of the rest no more than its neighbourhood
+    with torch.no_grad():
+        features = generator.features(z[:, :16])
+        mask = pairs[:, 1:].detach()
+        turned = mask.clone()
+        turned[:, :, 10, 10] *= -1
+        changed = (generator.painted(turned, features) - generator.painted(mask, features)).abs()
+        assert float(changed[:, 0, 10, 10].min()) > 0
+        assert float(changed[:, 0, 20:, 20:].max()) == 0
+        one = features.clone()
+        one[:, :, 10, 10] += 1
+        by_one = (generator.painted(mask, one) - generator.painted(mask, features)).abs()
+        by_all = (generator.painted(mask, features + 1) - generator.painted(mask, features)).abs()
+    assert 0 < float(by_one[:, 0, 10, 10].mean()) < 0.05 * float(by_all[:, 0, 10, 10].mean())
 
 
 def test_weights_come_back_under_their_global_names() -> None:

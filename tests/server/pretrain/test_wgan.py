@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from common.errors import RefusedError
 from common.models.adam import Adam
 from common.models.weights import load_weights
-from common.models.wgan import load
+from common.models.wgan import MaskFirst, load
 from common.models.wgan_losses import critic_loss
 from common.models.wgan_pairs import to_unit
 from common.storage import files
@@ -24,7 +25,15 @@ from server.pretrain import wgan as pretrain_wgan
 from server.pretrain import wgan_checkpoint as pretrain_pairs
 from server.pretrain.provenance import Provenance
 from server.pretrain.session import Session
-from server.pretrain.wgan import PENALTY_EVERY, Encoder, Recipe, arrays_of, pretrain
+from server.pretrain.wgan import (
+    LEAST_VARIANCE,
+    PENALTY_EVERY,
+    Encoder,
+    Recipe,
+    arrays_of,
+    missed_by,
+    pretrain,
+)
 from server.pretrain.wgan_checkpoint import public_plan, run
 from server.public_data.pairs import PublicPairs, phantom_pairs
 
@@ -75,6 +84,40 @@ def test_some_tens_of_steps_lower_the_redrawing_error(source: PublicPairs) -> No
     run = pretrain(source.pairs, PLAN, 0, Recipe(batch=8))
     errors = [redrawing_error(arrays_of(w), source.pairs) for w in itertools.islice(run, 30)]
     assert errors[-1] < 0.8 * errors[0] and errors[-1] < errors[9] < errors[0]
+
+
+def test_what_a_mask_first_generator_misses_is_a_likelihood(source: PublicPairs) -> None:
+    torch.manual_seed(0)
+    generator = MaskFirst(32, 8, 16)
+    code = torch.randn(6, 16)
+    real = to_unit(source.pairs[:6])
+    with torch.no_grad():
+        features = generator.features(code)
+        painted = generator.painted(real[:, 1:], features)
+        variance = generator.grain.weight.square().sum() + LEAST_VARIANCE
+        image = torch.distributions.Normal(painted, variance.sqrt()).log_prob(real[:, :1])
+        coins = torch.distributions.Bernoulli(logits=2 * generator.mask(features))
+        mask = coins.log_prob((real[:, 1:] > 0).float())
+        constant = 32 * 32 * math.log(2 * math.pi) / 2
+        expected = -(image + mask).sum((1, 2, 3)).mean() - constant
+        assert float(missed_by(generator, code, real, 0.45)) == pytest.approx(float(expected))
+
+
+def test_a_mask_first_generator_learns_masks_images_and_grain(source: PublicPairs) -> None:
+    plan = public_plan(width=8, generator_width=8, latent=16, architecture="mask-first")
+    recipe = Recipe(batch=8, learning_rate=3e-3, warm_up=38)
+
+    def missed(weights: Mapping[str, Tensor]) -> float:
+        arrays = arrays_of(weights)
+        generator, _, _ = load(arrays, plan, 32)
+        encoder = Encoder(plan, 32)
+        load_weights(encoder, arrays, "encoder.")
+        with torch.no_grad():
+            real = to_unit(source.pairs)
+            return float(missed_by(generator, encoder(real)[0], real, 0.45))
+
+    seen = [missed(w) for w in itertools.islice(pretrain(source.pairs, plan, 0, recipe), 40)]
+    assert seen[-1] < 0.8 * seen[0] and seen[-1] < seen[20] < seen[0]
 
 
 def test_before_the_warm_up_ends_the_critic_rests_and_afterwards_it_moves(

@@ -70,6 +70,12 @@ PAIRS: dict[str, Callable[[], tuple[Study, tensors.Arrays]]] = {
     "96 px": lambda: of_small("wgan", intake__size_px=96),
     "128 px": lambda: of_small("wgan", intake__size_px=128),
     **{
+        f"mask first {size} px": lambda size=size: of_small(
+            "wgan", intake__size_px=size, models__wgan__architecture="mask-first"
+        )
+        for size in (32, 96)
+    },
+    **{
         f"kossen2022 {size} px": lambda size=size: of_small(
             "wgan", intake__size_px=size, models__wgan__architecture="kossen2022"
         )
