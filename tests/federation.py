@@ -158,6 +158,12 @@ class LocalGrid(Grid):
                 ]
         return found
 
+    def deliver_held(self) -> None:
+        """Let every reply come that is still under way, however late it is."""
+        with self._lock:
+            for message_id, waiting in self._replies.items():
+                self._replies[message_id] = [(0.0, reply) for _, reply in waiting]
+
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> Iterable[Message]:

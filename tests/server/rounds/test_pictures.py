@@ -218,14 +218,21 @@ def test_a_site_that_is_released_from_quarantine_in_the_round_may_send_its_image
 
     def count(self: Any, site: Any, part: int, accepted: Any) -> None:
         real(self, site, part, accepted)
-        if "images" in accepted.arrays and site.name == "hospital-a" and not seen:
-            seen.append(site.name)
+        if "images" not in accepted.arrays or site.name != "hospital-a":
+            return
+        seen.append(site.name)
+        if len(seen) == 1:
             run.registry.quarantine("hospital-a", "E-GATE-14")
             threading.Timer(0.3, run.registry.release, ["hospital-a"]).start()
+        else:
+            grid.deliver_held()
 
     monkeypatch.setattr(gathering.Gathering, "_count", count)
-    late = {name: [honest] * 3 + [delayed(1.0)] for name in ("hospital-b", "hospital-c")}
-    run_study(run, federation.grid(late))
+    # the others, however often they are asked, answer once it has sent its images again
+    held = [honest] * 3 + [delayed(3600.0)] * 10_000
+    late = {name: held for name in ("hospital-b", "hospital-c")}
+    grid = federation.grid(late)
+    run_study(run, grid)
     closed = run.record.closing_entry("synthesize", "", 0)
     assert closed is not None and "hospital-a" in closed.data["accepted"]
     assert run.registry.get("hospital-a").state == "registered" and seen
