@@ -30,6 +30,7 @@ from tests.transport import until
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(900),  # two starts, and a busy machine
     pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc"),
 ]
 STEPS = 25  # long enough to be killed in the middle
