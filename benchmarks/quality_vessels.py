@@ -101,7 +101,7 @@ def study_of(setting: Setting, epsilon: float, tuned: bool) -> Study:
     sigma = calibrate(
         setting.patients_per_step / planned, setting.rounds * setting.local_steps, epsilon, DELTA
     )
-    wgan = {
+    wgan: dict[str, Any] = {
         "rounds": setting.rounds,
         "local_steps": setting.local_steps,
         "learning_rate": 5e-4 if tuned else 1e-3,
@@ -119,6 +119,9 @@ def study_of(setting: Setting, epsilon: float, tuned: bool) -> Study:
         "loss": "logistic",
         "average_decay": 0.95,
     }
+    if setting.architecture == "mask-first":
+        # a plan needs it; what a row starts from is given to the trainer
+        wgan["start"] = {"file": "public.safetensors", "sha256": "0" * 64}
     return Study.model_validate(
         {
             "format": "kohort-study/1",

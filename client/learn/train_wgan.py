@@ -113,9 +113,7 @@ def train(
 
     # the plan's optimiser on what the private step returns, and on the generator's own gradients
     critic_optimizer = optimizer(trained, plan.learning_rate, plan)
-    generator_optimizer = optimizer(
-        dict(generator.named_parameters()), plan.generator_learning_rate, plan
-    )
+    generator_optimizer = optimizer(generator.learned(), plan.generator_learning_rate, plan)
     ladder = Ladder(plan)
 
     # critic steps; after each `ladder.critic_steps` of them, one step of the generator
@@ -187,7 +185,7 @@ def generator_step(
     fakes = generator(z)
     noise = torch.randn(fakes.shape, generator=latents, device=device)
     scores = critic(fakes + plan.input_noise * noise)
-    parameters = dict(generator.named_parameters())
+    parameters = generator.learned()
     gradients = torch.autograd.grad(generator_loss(scores, plan.loss), list(parameters.values()))
     accuracy = float((scores < 0).float().mean())
     return dict(zip(parameters, gradients, strict=True)), accuracy

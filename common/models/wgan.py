@@ -113,6 +113,10 @@ class Generator(nn.Module):
         if kossen:
             _draw_weights(self)
 
+    def learned(self) -> dict[str, Tensor]:
+        """Return by name the parameters that private training moves."""
+        return dict(self.named_parameters())
+
     def forward(self, z: Tensor) -> Tensor:
         x = self.start(z)
         pairs: Tensor = self.layers(x.view(len(z), -1, self._side, self._side))
@@ -125,6 +129,7 @@ class MaskFirst(Generator):
     The first z numbers of a latent become the mask and, blurred, what surrounds it; the other S*S
     are the grain of the image. The image knows the mask as it is drawn and all else through a
     window of `CONTEXT_PX` alone, so whatever is fine in it and no grain follows the mask.
+    Private training moves the masks; how the image of a mask looks stays as the start has it.
     """
 
     def __init__(self, size_px: int, width: int, latent: int) -> None:
@@ -151,6 +156,10 @@ class MaskFirst(Generator):
         grain = z[:, self.code :].reshape(len(z), 1, *features.shape[2:])
         image = self.painted(mask, features) + self.grain(grain)
         return torch.cat([image, mask], dim=1)
+
+    def learned(self) -> dict[str, Tensor]:
+        painted = ("paint.", "grain.")
+        return {name: p for name, p in self.named_parameters() if not name.startswith(painted)}
 
     def features(self, code: Tensor) -> Tensor:
         """Return features [N, width, S, S] of codes [N, z]."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from common.models.sizes import PAIR_SIZES_PX, list_sizes
+from common.models.sizes import MASK_FIRST, PAIR_SIZES_PX, list_sizes
 from common.study.intake import Intake
 from common.study.sections import Aggregation, Continues, Privacy, SitePlan, trimmed_sites
 from common.study.synthesis import PRIVUNIT_LARGEST_DIMENSION, PrivatizePlan, Synthesis
@@ -87,6 +87,11 @@ def _pair_problems(models: Models, intake: Intake) -> Iterator[str]:
         yield (
             f"intake.size_px: models.wgan has no architecture {kind} for {intake.size_px} px; "
             f"{kind} is built for {list_sizes(PAIR_SIZES_PX[kind])}"
+        )
+    if models.wgan and models.wgan.architecture == MASK_FIRST and models.wgan.start is None:
+        yield (
+            "models.wgan.start: mask-first needs a start; private training moves its masks, "
+            "and how their images look comes from the start alone"
         )
 
 

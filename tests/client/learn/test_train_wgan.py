@@ -6,6 +6,7 @@ What moves and by how much, every loss and optimiser, weight clipping, average, 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from client.learn import train_wgan
@@ -99,6 +100,20 @@ def test_the_average_moves_only_where_the_generator_stepped() -> None:
         plan.model_copy(update={"models": plan.models.model_copy(update={"wgan": late})})
     )
     assert {name.split(".")[0] for name in moved(deltas)} == {"critic"}
+
+
+def test_of_a_mask_first_generator_private_training_moves_the_masks_alone() -> None:
+    """How the image of a mask looks is public: it comes from the start."""
+    begin = {"file": "start.safetensors", "sha256": "0" * 64}
+    plan = study(architecture="mask-first", start=begin, local_steps=4)
+    painted = {"paint", "grain"}
+    deltas = one_round(plan)
+    for name in deltas:
+        model, part = name.split(".")[:2]
+        if model == "generator":
+            assert bool(deltas[name].any()) == (part not in painted), name
+    with pytest.raises(ValidationError, match="mask-first needs a start"):
+        study(architecture="mask-first")
 
 
 # --- weight clipping and optimisers ---------------------------------------------------------------

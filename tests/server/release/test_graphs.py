@@ -71,7 +71,10 @@ PAIRS: dict[str, Callable[[], tuple[Study, tensors.Arrays]]] = {
     "128 px": lambda: of_small("wgan", intake__size_px=128),
     **{
         f"mask first {size} px": lambda size=size: of_small(
-            "wgan", intake__size_px=size, models__wgan__architecture="mask-first"
+            "wgan",
+            intake__size_px=size,
+            models__wgan__architecture="mask-first",
+            models__wgan__start={"file": "start.safetensors", "sha256": "0" * 64},
         )
         for size in (32, 96)
     },
