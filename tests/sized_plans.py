@@ -45,10 +45,10 @@ def image_weights(size_px: int) -> dict[str, tensors.Arrays]:
     }
 
 
-def pair_weights(size_px: int) -> dict[str, tensors.Arrays]:
-    """The weights of the small plan of pairs at a size."""
-    generator = layouts.pair_generator(size_px, 8, 16, "small")
-    critic = layouts.pair_critic(size_px, 8, "small")
+def pair_weights(size_px: int, kind: str = "small") -> dict[str, tensors.Arrays]:
+    """The weights of the small plan of pairs at a size, of one architecture."""
+    generator = layouts.pair_generator(size_px, 8, 16, kind)
+    critic = layouts.pair_critic(size_px, 8, kind)
     return {"wgan": zeros({"generator.": generator, "average.": generator, "critic.": critic})}
 
 

@@ -46,12 +46,25 @@ def test_checkpoints_of_the_plans_own_size_fit_at_every_size(tmp_path: Path, siz
     check_checkpoints(study, tmp_path)
 
 
-@pytest.mark.parametrize("size_px", PAIR_SIZES_PX["small"])
+@pytest.mark.parametrize(
+    ("kind", "size_px"), [(kind, size) for kind in PAIR_SIZES_PX for size in PAIR_SIZES_PX[kind]]
+)
 def test_pair_checkpoints_of_the_plans_own_size_fit_at_every_size(
-    tmp_path: Path, size_px: int
+    tmp_path: Path, kind: str, size_px: int
 ) -> None:
-    changes = {**PAIRS, "intake": {**PAIRS["intake"], "size_px": size_px}}
-    check_checkpoints(planned(tmp_path, pair_weights(size_px), **changes), tmp_path)
+    wgan = {**PAIRS["models"]["wgan"], "architecture": kind}
+    if kind == "mask-first":
+        wgan["start"] = {"file": "wgan.safetensors", "sha256": "0" * 64}
+    changes = {"intake": {**PAIRS["intake"], "size_px": size_px}, "models": {"wgan": wgan}}
+    check_checkpoints(
+        planned(tmp_path, pair_weights(size_px, kind), **{**PAIRS, **changes}), tmp_path
+    )
+
+
+def test_a_checkpoint_of_another_architecture_is_named(tmp_path: Path) -> None:
+    study = planned(tmp_path, pair_weights(PLAN_PX, "mask-first"), **PAIRS)
+    with pytest.raises(PolicyError, match="mask-first"):
+        check_checkpoints(study, tmp_path)
 
 
 @pytest.mark.parametrize("kind", KINDS)
