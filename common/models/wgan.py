@@ -77,7 +77,7 @@ class Critic(nn.Module):
             layers.append(nn.Conv2d(before, after, 4, stride=2, padding=1))
             if level:
                 layers.append(_norm(after, kossen))
-            layers.append(nn.LeakyReLU(0.2))
+            layers.append(nn.LeakyReLU(SLOPE))
             before = after
 
         # the score: of the whole map, or of its 4x4 patches
@@ -194,13 +194,13 @@ def _upsampling_layers(width: int, levels: int) -> Iterator[nn.Module]:
     The last layer is linear, because a Tanh on the mask saturates and stops learning.
     """
     yield nn.GroupNorm(GROUPS, width << (levels - 1))
-    yield nn.LeakyReLU(0.2)
+    yield nn.LeakyReLU(SLOPE)
     for level in reversed(range(levels)):
         after = width << max(level - 1, 0)
         yield nn.Upsample(scale_factor=2)
         yield nn.Conv2d(width << level, after, 3, padding=1)
         yield nn.GroupNorm(GROUPS, after)
-        yield nn.LeakyReLU(0.2)
+        yield nn.LeakyReLU(SLOPE)
     yield nn.Conv2d(width, PLANES, 3, padding=1)
 
 

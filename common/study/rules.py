@@ -91,7 +91,8 @@ def _pair_problems(models: Models, intake: Intake) -> Iterator[str]:
     if models.wgan and models.wgan.architecture == MASK_FIRST and models.wgan.start is None:
         yield (
             "models.wgan.start: mask-first needs a start; private training moves its masks, "
-            "and how their images look comes from the start alone"
+            "and how their images look comes from the start alone; name the file, pretrain it with "
+            "`kohort-server pretrain --model wgan --study PLAN`, and `kohort-server pin PLAN`"
         )
 
 
