@@ -12,7 +12,7 @@ Source: Kossen et al. 2022; docs/methods/dp-wgan.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -103,7 +103,7 @@ def fit(
     """Return the network of the configuration and epoch with the best validation Dice.
 
     With Dice loss a training sometimes fails: all masks are empty or full. It is then repeated from
-    another seed. `progress(done, total)` counts epochs over the whole grid.
+    another seed, at half the learning rate. `progress(done, total)` counts epochs over the whole grid.
     """
     # the part to train on, and the part that chooses
     groups = np.arange(len(pairs))
@@ -125,8 +125,9 @@ def fit(
             progress(before + epoch, total)
 
         for start in range(STARTS):
+            slower = replace(choice, learning_rate=choice.learning_rate / 2**start)
             found = _train(
-                pairs[kept], pairs[held], recipe, choice, seed + start * SEED_STRIDE, device, count
+                pairs[kept], pairs[held], recipe, slower, seed + start * SEED_STRIDE, device, count
             )
             if found.validation_dsc > trivial:
                 break
