@@ -21,22 +21,24 @@ def test_the_best_epoch_and_configuration_are_those_of_the_validation_part() -> 
 
 
 @pytest.mark.parametrize("everywhere", [False, True])
-def test_a_start_that_died_is_made_again_from_another_seed(
+def test_a_start_that_died_is_made_again_from_another_seed_and_slower(
     monkeypatch: pytest.MonkeyPatch, everywhere: bool
 ) -> None:
-    seeds, real = [], pair_segmenter._train
+    seeds, rates, real = [], [], pair_segmenter._train
     held = bars(8, 0)[pair_segmenter._split(np.arange(8), RECIPE.validation_share, 5)[1]]
     # masks empty, or vessel throughout
     dead = pair_segmenter.dice_of_pairs(np.full(held.shape[:3], everywhere), held)
 
     def dies_once(*args: object) -> pair_segmenter.Segmenter:
         seeds.append(args[4])
+        rates.append(args[3].learning_rate)  # type: ignore[attr-defined]
         found = real(*args)  # type: ignore[arg-type]
         return replace(found, validation_dsc=dead if len(seeds) == 1 else 0.9)
 
     monkeypatch.setattr(pair_segmenter, "_train", dies_once)
     assert pair_segmenter.fit(bars(8, 0), replace(RECIPE, epochs=1), 5).validation_dsc == 0.9
     assert seeds == [5, 5 + pair_segmenter.SEED_STRIDE]
+    assert rates[1] == rates[0] / 2
 
 
 def test_no_patient_is_in_both_parts() -> None:
