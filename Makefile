@@ -38,6 +38,9 @@ check: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/codespell
+	$(BIN)/python docs/promises/count_lines.py --check
+	$(BIN)/python -m docs.generator --check
+	$(BIN)/python -m benchmarks.report --check
 
 # Side by side, for mypy alone needs a core for a minute; `make check` fails sooner.
 test: setup
