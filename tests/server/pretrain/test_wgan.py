@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from common.errors import RefusedError
 from common.models.adam import Adam
 from common.models.weights import load_weights
-from common.models.wgan import MaskFirst, load
+from common.models.wgan import MaskFirst, load, load_average
 from common.models.wgan_losses import critic_loss
-from common.models.wgan_pairs import to_unit
+from common.models.wgan_pairs import sample, to_unit
 from common.storage import files
 from common.wire import tensors
 from server.pretrain import wgan as pretrain_wgan
@@ -33,6 +33,7 @@ from server.pretrain.wgan import (
     arrays_of,
     missed_by,
     pretrain,
+    with_share_of,
 )
 from server.pretrain.wgan_checkpoint import public_plan, run
 from server.public_data.pairs import PublicPairs, phantom_pairs
@@ -118,6 +119,50 @@ def test_a_mask_first_generator_learns_masks_images_and_grain(source: PublicPair
 
     seen = [missed(w) for w in itertools.islice(pretrain(source.pairs, plan, 0, recipe), 40)]
     assert seen[-1] < 0.8 * seen[0] and seen[-1] < seen[20] < seen[0]
+
+
+def test_samples_of_a_mask_first_generator_mark_as_much_as_the_pairs(source: PublicPairs) -> None:
+    plan = public_plan(width=8, generator_width=8, latent=16, architecture="mask-first")
+    recipe = Recipe(batch=8, learning_rate=3e-3, warm_up=100)
+    run = pretrain(source.pairs, plan, 0, recipe)
+    given = {
+        name: array.copy()
+        for name, array in arrays_of(next(itertools.islice(run, 30, None))).items()
+    }
+    kept = {name: array.copy() for name, array in given.items()}
+    found = with_share_of(source.pairs, given, plan)
+
+    def share(weights: Weights) -> float:
+        average = load_average(weights, plan, 32)
+        drawn = sample(average, 400, torch.Generator().manual_seed(9))
+        return float((drawn[..., 1] > 127).mean())
+
+    true = float((source.pairs[..., 1] > 127).mean())
+    assert abs(share(given) - true) > 0.03
+    assert share(found) == pytest.approx(true, abs=0.01)
+    # nothing else moves, both networks alike
+    assert same(given, kept)
+    moved = {name for name in given if not np.array_equal(given[name], found[name])}
+    assert moved == {"generator.mask.bias", "average.mask.bias"}
+    gap = [given[name] - found[name] for name in sorted(moved)]
+    assert gap[0] == pytest.approx(gap[1], abs=1e-6)
+
+
+def test_other_architectures_stay_as_they_were_trained(source: PublicPairs) -> None:
+    given = after(2, source.pairs)
+    assert same(with_share_of(source.pairs, given, PLAN), given)
+
+
+def test_a_written_checkpoint_marks_as_much_as_its_pairs(
+    source: PublicPairs, tmp_path: Path
+) -> None:
+    plan = public_plan(width=8, generator_width=8, latent=16, architecture="mask-first")
+    run(source, tmp_path, plan, ORIGIN, Session(steps=5), QUICK)
+    weights = tensors.read(tmp_path / "wgan.safetensors", max_bytes=1 << 30)
+    average = load_average({n: a.astype(np.float32) for n, a in weights.items()}, plan, 32)
+    drawn = sample(average, 400, torch.Generator().manual_seed(9))
+    true = float((source.pairs[..., 1] > 127).mean())
+    assert float((drawn[..., 1] > 127).mean()) == pytest.approx(true, abs=0.01)
 
 
 def test_before_the_warm_up_ends_the_critic_rests_and_afterwards_it_moves(
