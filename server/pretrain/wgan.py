@@ -48,6 +48,7 @@ PENALTY_EVERY = 8
 LEAST_VARIANCE = 1e-4  # of a pixel's grain, whose range is [-1, 1]
 SCORES = 1 << 21  # pixels of samples whose scores say how much a mask-first generator marks
 LEAST_CODES = 64
+AT_ONCE = 16  # codes whose features are in memory
 MARKED_ABOVE = 127  # of a pixel of a mask
 
 
@@ -209,7 +210,7 @@ def with_share_of(
     count = max(LEAST_CODES, SCORES // pairs.shape[1] ** 2)
     with torch.no_grad():
         codes = draw_normal((count, average.code), random, CPU)
-        scores = [average.mask(average.features(some)).flatten() for some in codes.split(64)]
+        scores = [average.mask(average.features(some)).flatten() for some in codes.split(AT_ONCE)]
     marked = float((pairs[..., 1] > MARKED_ABOVE).mean())
     surplus = np.float32(np.quantile(torch.cat(scores).numpy(), 1 - marked))
     for name in ("generator.mask.bias", "average.mask.bias"):
