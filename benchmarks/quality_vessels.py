@@ -56,7 +56,7 @@ from common.storage import files
 from common.study.plan import Study
 from common.study.training import WganPlan
 from common.wire import tensors
-from server.pretrain.wgan import Recipe, arrays_of, pretrain, with_share_of
+from server.pretrain.wgan import Recipe, arrays_of, finish, pretrain
 
 DELTA = 1e-5
 STRIP_PAIRS = 24
@@ -176,7 +176,8 @@ def trained_plainly(pairs: Pairs, setting: Setting, seed: int, path: Path, show:
             next(run)
             if step % 50 == 0:
                 show(f"{path.stem}: step {step} of {steps}")
-        weights = with_share_of(flat(pairs), arrays_of(next(run)), public_plan_of(setting))
+        plan = public_plan_of(setting)
+        weights = finish(flat(pairs), arrays_of(next(run)), plan, steps, RECIPE)
         tensors.write(path, {n: a for n, a in weights.items() if not n.startswith("encoder.")})
     return {
         name: array.astype(np.float32)

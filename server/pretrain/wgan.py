@@ -9,7 +9,7 @@ Two things that private training cannot have make it shorter:
   - an encoder, with which the generator first learns to reconstruct pairs (variational autoencoder,
     Kingma and Welling 2014; beside a critic as in Larsen et al. 2016); a `mask-first` generator
     learns the mask from the code, and the image from the code and the true mask, and at the end
-    its samples are given the share of vessel of the pairs (`with_share_of`);
+    its samples are given the share of vessel of the pairs (`finish`);
   - the R1 penalty on real pairs at every eighth step (Mescheder et al. 2018).
 """
 
@@ -50,6 +50,9 @@ SCORES = 1 << 21  # pixels of samples whose scores say how much a mask-first gen
 LEAST_CODES = 64
 AT_ONCE = 16  # codes whose features are in memory
 MARKED_ABOVE = 127  # of a pixel of a mask
+# how long the critic of a mask-first generator is trained at the end, alone
+SETTLING_STEPS = 400
+SETTLING_SHARE = 0.1  # of the run's steps, at most
 
 
 @dataclass(frozen=True)
@@ -216,6 +219,44 @@ def with_share_of(
     for name in ("generator.mask.bias", "average.mask.bias"):
         found[name] = found[name] - surplus
     return found
+
+
+def finish(
+    pairs: NDArray[np.uint8],
+    weights: Mapping[str, NDArray[np.float32]],
+    plan: WganPlan,
+    steps: int,
+    recipe: Recipe | None = None,
+    device: torch.device = CPU,
+) -> dict[str, NDArray[np.float32]]:
+    """Return the weights that a study starts from, after `steps` steps on `pairs` [N, S, S, 2].
+
+    `mask-first` alone: samples get the share of vessel of the pairs, and the critic, which knew
+    them with less, learns to judge these; a study's first steps would otherwise mark more and more.
+    """
+    found = with_share_of(pairs, weights, plan)
+    generator, _, critic = load(found, plan, pairs.shape[1])
+    if not isinstance(generator, MaskFirst):
+        return found
+    recipe = recipe or Recipe()
+    random = torch.Generator(device).manual_seed(steps)
+    data = torch.from_numpy(np.require(pairs, requirements=["C", "W"])).to(device)
+    generator.to(device)
+    critic.to(device)
+    adam = Adam(dict(critic.named_parameters()), recipe.critic_learning_rate, BETAS)
+
+    def add_noise(x: Tensor) -> Tensor:
+        return x + plan.input_noise * draw_normal(x.shape, random, device)
+
+    def fakes() -> Tensor:
+        return add_noise(generator(draw_normal((recipe.batch, generator.latent), random, device)))
+
+    for step in range(min(SETTLING_STEPS, int(SETTLING_SHARE * steps))):
+        chosen = draw_integers(0, len(data), recipe.batch, random)
+        real = add_noise(_augment(to_unit(data[chosen]), random))
+        _critic_step(critic, adam, real, fakes, plan, recipe, step % PENALTY_EVERY == 0)
+    settled = {name: p.detach() for name, p in _named_parameters("critic.", critic).items()}
+    return found | arrays_of(settled)
 
 
 def _critic_step(

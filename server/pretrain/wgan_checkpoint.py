@@ -28,7 +28,7 @@ from common.study.training import WganPlan
 from common.wire import tensors
 from server.pretrain.provenance import Provenance
 from server.pretrain.session import Session, usable_device
-from server.pretrain.wgan import Recipe, arrays_of, pretrain, with_share_of
+from server.pretrain.wgan import Recipe, arrays_of, finish, pretrain, with_share_of
 from server.public_data.pairs import PublicPairs
 from server.public_data.pictures import contact_sheet, triptychs
 
@@ -93,8 +93,12 @@ def run(
         # save now and then, and at the end
         if share >= 1 or now - saved >= SAVE_EVERY_S:
             state = {"steps": done, "seconds": seconds}
-            calibrated = with_share_of(source.pairs, arrays_of(weights), plan)
-            _save(out, calibrated, plan, source.pairs.shape[1], state)
+            arrays = arrays_of(weights)
+            if share >= 1:
+                found = finish(source.pairs, arrays, plan, done, recipe, device)
+            else:
+                found = with_share_of(source.pairs, arrays, plan)
+            _save(out, found, plan, source.pairs.shape[1], state)
             saved = time.monotonic()
         if share >= 1:
             break
