@@ -103,7 +103,8 @@ def fit(
     """Return the network of the configuration and epoch with the best validation Dice.
 
     With Dice loss a training sometimes fails: all masks are empty or full. It is then repeated from
-    another seed, at half the learning rate. `progress(done, total)` counts epochs over the whole grid.
+    another seed, at half the learning rate. `progress(done, total)` counts epochs over the whole
+    grid.
     """
     # the part to train on, and the part that chooses
     groups = np.arange(len(pairs))

@@ -213,7 +213,9 @@ def with_share_of(
     count = max(LEAST_CODES, SCORES // pairs.shape[1] ** 2)
     with torch.no_grad():
         codes = draw_normal((count, average.code), random, CPU)
-        scores = [average.mask(average.features(some)).flatten() for some in codes.split(AT_ONCE)]
+        scores = [
+            average.mask(average.features(some)).flatten() for some in torch.split(codes, AT_ONCE)
+        ]
     marked = float((pairs[..., 1] > MARKED_ABOVE).mean())
     surplus = np.float32(np.quantile(torch.cat(scores).numpy(), 1 - marked))
     for name in ("generator.mask.bias", "average.mask.bias"):
