@@ -192,6 +192,21 @@ def test_a_written_checkpoint_marks_as_much_as_its_pairs(
     assert float((drawn[..., 1] > 127).mean()) == pytest.approx(true, abs=0.01)
 
 
+def test_a_run_finishes_its_networks_once_at_its_end(
+    source: PublicPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+
+    def counted(*given: object) -> dict[str, NDArray[np.float32]]:
+        steps.append(given[3])  # type: ignore[arg-type]
+        return finish(*given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pretrain_pairs, "SAVE_EVERY_S", 0.0)  # after each step
+    monkeypatch.setattr(pretrain_pairs, "finish", counted)
+    run(source, tmp_path, PLAN, ORIGIN, Session(steps=3), QUICK)
+    assert steps == [3]
+
+
 def test_before_the_warm_up_ends_the_critic_rests_and_afterwards_it_moves(
     source: PublicPairs,
 ) -> None:
