@@ -1,9 +1,9 @@
 """What every image of a batch must pass before it is proposed to leave.
 
-Guarantees: where epsilon holds per patient, patients' images do not choose among noised ones. With
-`random` groups a privatized image that is too near to a patient's stops the whole batch; in mode
-`anchors` nearness drops no image. The cohort is compared once: what was found of an image goes
-along with it.
+Guarantees: where epsilon per patient covers every image, patients' images decide nothing: nearness
+neither drops a noised image nor stops the batch, for noise brings an image near to somebody's by
+chance. A copy of every pixel stops the batch: no noise makes one, so it tells of a fault alone. The
+cohort is compared once: what was found of an image goes along with it.
 Not covered: the checks themselves (client/egress/audit.py).
 """
 
@@ -22,9 +22,12 @@ from client.egress.membership import gives_away_members
 from client.state.group_store import Group
 from common.arrays import Images
 from common.errors import Bug, PolicyError
+from common.privacy.events import covers_every_image
 
-# the audit's codes that compare with patients' images; the others look at what leaves alone
-BY_PATIENTS = ("A-COPY", "A-NEAR")
+NEAR_BY_CHANCE = (
+    "a noised image is near to a patient's. Chance can do that, and epsilon covers it: it stops "
+    "nothing. Where many images of a batch are, report it.\n"
+)
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,7 @@ def drop_failed(batch: Batch, candidates: list[Candidate]) -> list[Candidate]:
     Each carries its finding. Whoever is dropped is no duplicate of one that stays, so the findings
     hold for what is left, in any order.
     Raises PolicyError: E-NO-IMAGES where there is none; E-AUDIT when none passes, when the batch
-    gives away who is in a group, or when a privatized average of a `random` group is too near to a
-    patient's image. Its epsilon per patient would not survive a choice by patients' images.
+    gives away who is in a group, or when an image that noise should cover is a patient's own.
     """
     if not candidates:
         raise PolicyError("no group could be made into an image", code="E-NO-IMAGES")
@@ -63,18 +65,16 @@ def drop_failed(batch: Batch, candidates: list[Candidate]) -> list[Candidate]:
     codes = deciding_codes(batch, report.codes)
     found = map(Finding, report.codes, report.nearest)
     # each image on its own
+    if covers_every_image(batch.study) and "A-COPY" in codes:
+        raise PolicyError(
+            "an image that noise should cover is a patient's, pixel for pixel",
+            hint="no noise does that: report this to the project, and send nothing",
+            code="E-AUDIT",
+        )
     passed: list[Candidate] = []
     for plain, code, finding in zip(candidates, codes, found, strict=True):
-        candidate = replace(plain, finding=finding)
-        near = candidate.privatized and code in BY_PATIENTS
-        if near and batch.synthesis.grouping == "random":
-            raise PolicyError(
-                "a privatized image is too near to a patient's; with `random` groups the batch "
-                "stops",
-                code="E-AUDIT",
-            )
         if code == "A-PASS":
-            passed.append(candidate)
+            passed.append(replace(plain, finding=finding))
     if not passed:
         raise PolicyError("every image failed the audit", code="E-AUDIT")
     # the batch as a whole, where the images chose the groups
@@ -107,21 +107,15 @@ def report_of(candidates: Sequence[Candidate]) -> AuditReport:
 def deciding_codes(batch: Batch, codes: Sequence[Code]) -> tuple[Code, ...]:
     """Return the audit codes that decide what leaves.
 
-    In mode `anchors` nearness to a patient's image decides nothing: to drop an image for it would
-    tell what the noise hides. It stays on the sheet, and in child.log as a fault to report.
+    Where epsilon per patient covers every image (`anchors`, and `random` groups that are all
+    privatized) nearness decides nothing: to drop an image for it, or to stop the batch, would tell
+    what the noise hides. It stays on the sheet and in child.log.
     """
-    if not batch.synthesis.anchors:
+    if not covers_every_image(batch.study):
         return tuple(codes)
-    if any(code in BY_PATIENTS for code in codes):
-        sys.stderr.write(
-            "anchors: an image is nearer to a patient's than noise should let it be: report this\n"
-        )
-    deciding: list[Code] = []
-    for code in codes:
-        if code in BY_PATIENTS:
-            code = "A-PASS"
-        deciding.append(code)
-    return tuple(deciding)
+    if "A-NEAR" in codes:
+        sys.stderr.write(NEAR_BY_CHANCE)
+    return tuple("A-PASS" if code == "A-NEAR" else code for code in codes)
 
 
 def reveals_members(batch: Batch, candidates: Sequence[Candidate]) -> bool:

@@ -22,6 +22,7 @@ from client.state.machine import check_memory, read_room
 from client.state.plans import log_refusal
 from client.state.price import epsilon_after, refuse_over_cap, site_report
 from client.state.records import Records
+from common.codes import advise
 from common.errors import EnvironmentFault, PolicyError
 from common.privacy.events import image_event, plan_events, round_event
 from common.privacy.mechanisms import PLAIN_DIMENSION, Mechanism, SubsampledGaussian
@@ -32,6 +33,10 @@ from common.study.fit import check_checkpoints
 from common.study.plan import Study
 from common.study.shapes import parameter_counts
 
+TRY_AGAIN = (
+    "Nothing more is tried until `kohort-site run` is restarted, for each try is charged as the "
+    "first was. Where enough other sites answer, the study goes on without this one."
+)
 log = logging.getLogger(__name__)
 
 
@@ -92,9 +97,11 @@ class Spending:
 
     def _check_given_up(self, key: str) -> None:
         """Spend nothing more on a round that a child refused, or crashed over too often."""
-        hint = "read jobs/*/child.log, repair, restart kohort-site run"
         if key in self._refusals:
-            raise PolicyError("the child refused the work", hint=hint, code=self._refusals[key])
+            code = self._refusals[key]
+            hint = f"{advise(code).fix} {TRY_AGAIN}"
+            raise PolicyError("the child refused the work", hint=hint, code=code)
+        hint = "read jobs/*/child.log, repair, restart kohort-site run"
         if self._crashes.get(key, 0) > self.records.config.limits.retries:
             raise EnvironmentFault(
                 "the child crashed again; no more retries", hint=hint, code="E-WORK-CRASHED"

@@ -24,7 +24,8 @@ CODES: Mapping[str, str] = {
     "A-CONSTANT": "The image is black or one colour.",
     "A-DUPLICATE": "The image is the same as another one of this batch.",
     "A-COPY": "The image is a real image, pixel for pixel. Report this.",
-    "A-NEAR": "The image is nearer to one patient's than it should be. Report this.",
+    "A-NEAR": "Near to one patient's. Noise covers this image, and chance does that to a few. "
+    "Where many are near, report it.",
 }
 
 
@@ -38,7 +39,8 @@ def state_words(batch: Batch, reviewers: int) -> str:
 def finding_words(finding: Finding) -> tuple[str, str]:
     """Return what the audit found in a sentence, and its tone: "calm", "look" or "alarm"."""
     if finding.code != "A-PASS":
-        return CODES.get(finding.code, f"The audit says {finding.code}."), "alarm"
+        tone = "look" if finding.code == "A-NEAR" else "alarm"
+        return CODES.get(finding.code, f"The audit says {finding.code}."), tone
     if finding.lead >= ALIKE:
         return "No copy found: the next patient is about as near.", "calm"
     if finding.lead >= LEAD:

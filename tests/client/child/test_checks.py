@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
-from client.child.checks import Candidate, drop_failed, report_of, reveals_members
+from client.child.checks import (
+    Candidate,
+    deciding_codes,
+    drop_failed,
+    report_of,
+    reveals_members,
+)
 from client.state.group_store import Group, Stratum
 from common.errors import Bug, PolicyError
 from tests.jobs import verdict
+from tests.studies import small_study
 
 
 @pytest.mark.parametrize("frozen_as", ["", "alias "])
@@ -42,17 +50,42 @@ def test_a_batch_that_gives_away_who_is_in_a_group_is_found_by_the_names_of_its_
     assert reveals_members(SimpleNamespace(cohort=cohort), made) is leaks  # type: ignore[arg-type]
 
 
+NOISED: dict[str, dict[str, Any]] = {
+    "random": {
+        "synthesis__grouping": "random",
+        "synthesis__privatize": {
+            "mechanism": "gaussian",
+            "share": 1.0,
+            "epsilon": 0.5,
+            "delta": 1e-6,
+            "levels": "top",
+        },
+    },
+    "anchors": {
+        "synthesis__grouping": "anchors",
+        "synthesis__privatize": None,
+        "synthesis__anchors": {
+            "noise_multiplier": 1.0,
+            "threshold_delta": 1e-6,
+            "cells_per_stratum": 3,
+        },
+    },
+}
+
+
 def made_batch(grouping: str) -> tuple[SimpleNamespace, list[Candidate]]:
-    """A batch of that grouping with two images of plain groups."""
+    """A batch of that grouping with two images; "random" and "anchors" are covered by noise."""
+    study = small_study(**NOISED.get(grouping, {"synthesis__grouping": grouping}))
     cohort = SimpleNamespace(images=np.zeros((4, 8, 8, 3), np.uint8), patient_of=np.arange(4))
-    anchors = object() if grouping == "anchors" else None
     made = [
-        Candidate(np.full((8, 8, 3), i, np.uint8), Group((f"a{i}", f"b{i}"), Stratum(0), 2), False)
+        Candidate(
+            np.full((8, 8, 3), i, np.uint8),
+            Group((f"a{i}", f"b{i}"), Stratum(0), 2),
+            grouping == "random",
+        )
         for i in (0, 1)
     ]
-    return SimpleNamespace(
-        cohort=cohort, synthesis=SimpleNamespace(grouping=grouping, anchors=anchors)
-    ), made
+    return SimpleNamespace(study=study, cohort=cohort, synthesis=study.synthesis), made
 
 
 @pytest.mark.parametrize("grouping", ["similar", "similar-swap", "cells"])
@@ -86,17 +119,39 @@ def test_the_check_of_the_whole_batch_does_not_even_look_where_epsilon_would_not
         report_of(made)
 
 
-def test_in_mode_anchors_nearness_is_a_fault_to_report_and_drops_nothing(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("grouping", list(NOISED))
+def test_nearness_decides_nothing_where_noise_covers_every_image(
+    grouping: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    batch, made = made_batch("anchors")
-    monkeypatch.setattr("client.child.checks.audit", verdict("A-NEAR", "A-COPY"))
-    assert drop_failed(batch, made) == made  # type: ignore[arg-type]
-    said = capsys.readouterr().err  # child.log
-    assert (
-        said
-        == "anchors: an image is nearer to a patient's than noise should let it be: report this\n"
-    )
+    batch, made = made_batch(grouping)
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-NEAR", "A-PASS"))
+    passed = drop_failed(batch, made)  # type: ignore[arg-type]
+    assert passed == made
+    # the person who reviews sees it; the codes that reach the gate do not hold it
+    report = report_of(passed)
+    assert report.codes == ("A-NEAR", "A-PASS")
+    assert deciding_codes(batch, report.codes) == ("A-PASS", "A-PASS")  # type: ignore[arg-type]
+    assert "near to a patient's" in capsys.readouterr().err  # child.log
     monkeypatch.setattr("client.child.checks.audit", verdict("A-PASS", "A-PASS"))
     assert drop_failed(batch, made) == made  # type: ignore[arg-type]
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("grouping", list(NOISED))
+def test_a_copy_where_noise_covers_every_image_is_a_fault_and_stops_the_batch(
+    grouping: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-PASS", "A-COPY"))
+    batch, made = made_batch(grouping)
+    with pytest.raises(PolicyError, match="pixel for pixel") as refused:
+        drop_failed(batch, made)  # type: ignore[arg-type]
+    assert refused.value.code == "E-AUDIT"
+
+
+def test_without_noise_an_image_that_is_near_to_a_patients_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("client.child.checks.audit", verdict("A-NEAR", "A-PASS"))
+    monkeypatch.setattr("client.child.checks.reveals_members", lambda *_: False)
+    batch, made = made_batch("cells")
+    assert drop_failed(batch, made) == made[1:]  # type: ignore[arg-type]

@@ -13,6 +13,7 @@ from client.daemon.jobs import Ending, run_child
 from client.state.folder import State
 from client.state.plans import Plans
 from client.state.records import FILTER_ORDER
+from common.codes import advise
 from common.errors import KohortError, PolicyError
 from common.privacy.accounting import epsilon_pld, epsilon_rdp
 from common.privacy.events import anchors_event, round_event
@@ -81,6 +82,9 @@ def test_what_a_child_refuses_is_not_tried_again(
             site.answer(hospital.ask("train"))
         assert refused.value.code == "E-GROUP-SIZE"
     assert children.runs == 1
+    # the hint says what this code asks for, and what a restart costs
+    assert advise("E-GROUP-SIZE").fix in refused.value.hint
+    assert "charged" in refused.value.hint
 
 
 def test_an_old_ledger_spends_nothing(hospital: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
