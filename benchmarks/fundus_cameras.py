@@ -1,7 +1,7 @@
 """How well a fundus checkpoint inverts photographs of cameras that it never saw.
 
     python -m benchmarks.fundus_cameras --data FOLDER [--checkpoint DIR ...] [--count 24]
-        [--refined] [--pictures DIR] [--json [FILE]]
+        [--refined] [--size 64] [--part NAME] [--pictures DIR] [--json [FILE]]
 
 Data: IDRiD's held-out people and each other source, framed as at a hospital (fundus_sources.py).
 Each photograph is brought into the own look of the generator: that of its samples. The error is
@@ -10,6 +10,8 @@ colour alone would give 1.
 - by the encoder alone, the better of one and two steps
 - with `--refined`, after the site's refinement too (client/synthesize/invert.py)
 Of each source the first `--count` photographs of a fixed shuffle count. Nothing is selected here.
+At a larger `--size` the checkpoints are of that size (a generator that grew: half the width for
+twice the size). Errors are then measured at 64 px too, where checkpoints of all sizes compare.
 `--pictures` writes a sheet for each checkpoint: photographs, inversions, and averages of ten codes
 beside averages of ten photographs.
 """
@@ -24,6 +26,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks import fundus_sources, report
 from benchmarks.quality_generator import CAP_BYTES, LATENT, SHIPPED, SIZE_PX, WIDTH, generator_of
@@ -45,12 +48,12 @@ COLUMNS = 10
 class Bench:
     """A checkpoint, and its own look."""
 
-    def __init__(self, folder: Path) -> None:
-        size = GanPlan.model_construct(width=WIDTH, latent=LATENT)
+    def __init__(self, folder: Path, size_px: int = SIZE_PX) -> None:
+        size = GanPlan.model_construct(width=WIDTH * SIZE_PX // size_px, latent=LATENT)
         gan = read(folder / "gan.safetensors", max_bytes=CAP_BYTES)
         encoder = read(folder / "encoder.safetensors", max_bytes=CAP_BYTES)
-        self.generator: Generator = load_generator(gan, size, SIZE_PX, 3)
-        self.encoder: Encoder = load_encoder(encoder, WIDTH, LATENT, SIZE_PX, 3)
+        self.generator: Generator = load_generator(gan, size, size_px, 3)
+        self.encoder: Encoder = load_encoder(encoder, WIDTH, LATENT, size_px, 3)
         self.look = self._own_look()
 
     @torch.no_grad()
@@ -74,12 +77,13 @@ class Bench:
         found = self.encoder.invert(x, self.generator, 2, keep_best=True)
         return found.codes, found.reconstructions.clamp(-1, 1)
 
-    def refine(self, x: Tensor) -> Tensor:
-        """Reconstructions of `x` after the site's refinement."""
+    def refine(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and reconstructions of `x` after the site's refinement."""
         plan = InversionPlan()
         known = make_reference(self.generator, self.encoder, plan, generator_of(0))
         found = invert(to_uint8(x), self.generator, self.encoder, plan, known)
-        return to_unit(to_uint8(reconstruct(found.codes, self.generator)))
+        codes = torch.as_tensor(np.array(found.codes))
+        return codes, to_unit(to_uint8(reconstruct(codes, self.generator)))
 
 
 def relative_error(x: Tensor, made: Tensor, field: Tensor) -> Tensor:
@@ -91,14 +95,19 @@ def relative_error(x: Tensor, made: Tensor, field: Tensor) -> Tensor:
     return (error / own).sqrt()
 
 
-def read_sources(data: Path, count: int) -> dict[str, np.ndarray]:
+def halved(x: Tensor) -> Tensor:
+    """Pictures averaged down to 64 px."""
+    return F.avg_pool2d(x, x.shape[-1] // SIZE_PX)
+
+
+def read_sources(data: Path, count: int, size_px: int = SIZE_PX) -> dict[str, np.ndarray]:
     """Source → its photographs, uint8 [N, S, S, 3]."""
     found = {}
     for name in SOURCES:
         if name == "idrid":
-            source = fundus_sources.read_idrid(data, "heldout", SIZE_PX, count)
+            source = fundus_sources.read_idrid(data, "heldout", size_px, count)
         else:
-            source = fundus_sources.read_other(data, name, SIZE_PX, count)
+            source = fundus_sources.read_other(data, name, size_px, count)
         found[name] = source.images
     return found
 
@@ -111,9 +120,15 @@ def measure(
     for name, images in sources.items():
         x = bench.in_own_look(images)
         field = field_of(to_unit(images))
-        errors = {"encoder": relative_error(x, bench.encode(x)[1], field)}
+        made = {"encoder": bench.encode(x)[1]}
         if refined:
-            errors["refined"] = relative_error(x, bench.refine(x), field)
+            made["refined"] = bench.refine(x)[1]
+        errors = {}
+        for part, pictures in made.items():
+            errors[part] = relative_error(x, pictures, field)
+            if x.shape[-1] > SIZE_PX:
+                inside = (halved(field) >= 1).to(x.dtype)
+                errors[f"{part}, at 64 px"] = relative_error(halved(x), halved(pictures), inside)
         rows[name] = {"photographs": len(images)} | {
             f"{part} {word}": round(float(values.quantile(q)), 3)
             for part, values in errors.items()
@@ -123,12 +138,13 @@ def measure(
 
 
 @torch.no_grad()
-def draw_sheet(bench: Bench, sources: dict[str, np.ndarray]) -> np.ndarray:
+def draw_sheet(bench: Bench, sources: dict[str, np.ndarray], refined: bool) -> np.ndarray:
     """Photographs and inversions of each source, then averages of ten codes and of ten pictures."""
+    invert_them = bench.refine if refined else bench.encode
     lines = []
     for images in sources.values():
         x = bench.in_own_look(images)
-        codes, made = bench.encode(x)
+        codes, made = invert_them(x)
         lines += [to_uint8(x[:COLUMNS]), to_uint8(made[:COLUMNS])]
         groups = [range(at, at + AVERAGED) for at in range(0, len(x) - AVERAGED + 1, AVERAGED)]
         means = torch.stack([codes[list(group)].mean(0) for group in groups])
@@ -144,7 +160,13 @@ def tables(result: dict[str, Any]) -> list[report.Table]:
     """One table for each way to invert, a row for each source, a column for each checkpoint."""
     found = []
     first = next(iter(result.values()))
-    for part, title in (("encoder", "The encoder alone"), ("refined", "After the refinement")):
+    parts = {
+        "encoder": "The encoder alone",
+        "encoder, at 64 px": "The encoder alone, measured at 64 px",
+        "refined": "After the refinement",
+        "refined, at 64 px": "After the refinement, measured at 64 px",
+    }
+    for part, title in parts.items():
         if f"{part} median" not in first["idrid"]:
             continue
         rows = []
@@ -165,19 +187,22 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=24, help="photographs of each source")
     parser.add_argument("--refined", action="store_true", help="measure the refinement too")
     parser.add_argument("--pictures", type=Path, help="folder for a sheet of each checkpoint")
+    parser.add_argument("--size", type=int, choices=(64, 128), default=SIZE_PX)
+    parser.add_argument("--part", default="", help="a name for this run")
     report.add_json(parser)
     given = parser.parse_args()
     torch.set_num_threads(1)
-    sources = read_sources(given.data, given.count)
+    sources = read_sources(given.data, given.count, given.size)
     result: dict[str, Any] = {}
     for folder in given.checkpoint:
-        bench = Bench(folder)
+        bench = Bench(folder, given.size)
         result[folder.name] = measure(bench, sources, given.refined)
         if given.pictures:
             given.pictures.mkdir(parents=True, exist_ok=True)
-            sheet = Image.fromarray(draw_sheet(bench, sources))
+            sheet = Image.fromarray(draw_sheet(bench, sources, given.refined))
             sheet.save(given.pictures / f"{folder.name}.png")
-    report.give(given.json, "fundus_cameras", tables(result), result)
+    name = ".".join(filter(None, ("fundus_cameras", given.part)))
+    report.give(given.json, name, tables(result), result)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,15 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from common.models.sizes import KOSSEN, MASK_FIRST, map_sides, pair_halvings, style_count
+from common.models.sizes import (
+    KOSSEN,
+    MASK_FIRST,
+    encoded_px,
+    generator_channels,
+    map_sides,
+    pair_halvings,
+    style_count,
+)
 
 Shapes = dict[str, tuple[int, ...]]
 PAIR_PLANES = 2
@@ -58,7 +66,7 @@ def kept_by(layers: Iterable[Layer]) -> int:
 def generator(size_px: int, channels: int, width: int, latent: int) -> tuple[Layer, ...]:
     """Return the layers of the style-based generator."""
     sides = map_sides(size_px)
-    wide = [min(width * size_px // side, 4 * width) for side in sides]
+    wide = generator_channels(size_px, width)
     layers = [_linear(f"mapping.layers.{i}", latent, latent) for i in range(MAPPING_LAYERS)]
     layers.append(Layer({"constant": (1, wide[0], sides[0], sides[0])}))
     layers.append(_styled("first", wide[0], wide[0], latent, sides[0], sides[0]))
@@ -89,13 +97,14 @@ def critic(size_px: int, channels: int, width: int) -> tuple[Layer, ...]:
 
 def encoder(size_px: int, channels: int, width: int, latent: int) -> tuple[Layer, ...]:
     """Return the layers of the inversion encoder."""
-    sides = map_sides(size_px)
     styles = style_count(size_px)
+    read_px = encoded_px(size_px)
+    sides = map_sides(read_px)
     depth = len(sides) - 1
     wide = [2 * channels] + [min(width * 2**i, 4 * width) for i in range(depth)]
     layers = []
     for i, (cin, cout) in enumerate(itertools.pairwise(wide)):
-        side = size_px >> (i + 1)
+        side = read_px >> (i + 1)
         layers.append(_convolution(f"trunk.{i}.0", cin, cout, 4, side, 2 * side))
         place = 1
         if i:

@@ -16,6 +16,11 @@ PAIR_SIZES_PX = {
 }
 HALVED_FROM_PX = 8  # the smallest map is smaller: 4 px, or 6 px of 96
 KOSSEN_HALVINGS = 5
+# of the style-based generator: it has as many channels as it may at maps of a sixteenth of its size
+# and below, four times its width at least
+FULL_BELOW = 16
+LEAST_FACTOR = 4
+ENCODED_PX = 64  # the encoder reads larger images at this size: a code holds no more of them
 # `mask-first`: side of the window whose mean features a pixel may know beside its mask
 CONTEXT_PX = 9
 
@@ -39,6 +44,21 @@ def map_sides(size_px: int) -> tuple[int, ...]:
 def style_count(size_px: int) -> int:
     """Return L, the style vectors of a W+ code: two for each side of `map_sides`."""
     return 2 * len(map_sides(size_px))
+
+
+def generator_channels(size_px: int, width: int) -> tuple[int, ...]:
+    """Return the channels of the style-based generator's maps, in the order of `map_sides`.
+
+    `width` at full size; it doubles with every halving, up to size_px/16 times the width, or four
+    times. So a generator of twice the size and half the width has the same maps below its last one.
+    """
+    most = width * max(LEAST_FACTOR, size_px // FULL_BELOW)
+    return tuple(min(width * size_px // side, most) for side in map_sides(size_px))
+
+
+def encoded_px(size_px: int) -> int:
+    """Return the size at which the encoder reads images of `size_px`."""
+    return size_px // max(1, size_px // ENCODED_PX)
 
 
 def pair_halvings(size_px: int, architecture: str) -> int:

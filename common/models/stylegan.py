@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from common.arrays import Weights
 from common.errors import ConfigurationError
 from common.models.draws import draw_normal
-from common.models.sizes import map_sides, style_count
+from common.models.sizes import generator_channels, map_sides, style_count
 from common.models.weights import load_weights
 from common.models.winograd import conv3x3
 
@@ -142,8 +142,8 @@ class Generator(nn.Module):
     """Style-based generator with skip connections to RGB.
 
     `width` is the number of channels at full resolution; it doubles with every halving of the
-    resolution, up to 4·`width`. At 64 px, width 32, latent 128: 1.1 M parameters, 0.17 GMAC an
-    image.
+    resolution, up to 4·`width`, beyond 64 px further (sizes.py). At 64 px, width 32, latent 128:
+    1.1 M parameters, 0.17 GMAC an image.
     """
 
     def __init__(self, size_px: int, channels: int, width: int, latent: int) -> None:
@@ -157,7 +157,7 @@ class Generator(nn.Module):
 
         # channels from the smallest map up to the full resolution
         sides = map_sides(size_px)
-        wide = [min(width * size_px // side, 4 * width) for side in sides]
+        wide = generator_channels(size_px, width)
 
         # the layers
         self.constant = nn.Parameter(torch.randn(1, wide[0], sides[0], sides[0]))

@@ -51,7 +51,11 @@ Attribution = Annotated[
 ]
 Note = Annotated[str, typer.Option(help="model card: what else a reader must know of the training")]
 Start = Annotated[
-    Path | None, typer.Option(help="gan: folder with a checkpoint of the same sizes to begin with")
+    Path | None,
+    typer.Option(
+        help="gan: folder with a checkpoint to begin with: of the same sizes, or of half the size "
+        "and twice the width"
+    ),
 ]
 Cameras = Annotated[
     bool,

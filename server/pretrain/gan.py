@@ -81,7 +81,7 @@ def run(
     `images` and `provenances`: one for each source.
     `exclude`: a text file of names, one a line, that must not be in the training set.
     `field_of_view`: whether a folder's photographs are of the fundus, and framed as such.
-    `start`: a folder with a checkpoint of the same sizes to begin with.
+    `start`: a folder with a checkpoint to begin with, of the same sizes or to grow (growth.py).
     Raises ConfigurationError for sources that do not fit, for a session without a limit, and for an
     unknown torch device. Raises it also for an existing checkpoint or an interrupted run, unless
     the session resumes.

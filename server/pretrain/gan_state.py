@@ -23,6 +23,7 @@ from common.models.weights import load_weights, numpy_weights
 from common.wire.tensors import read
 from server.pretrain.gan_plan import PretrainPlan
 from server.pretrain.gan_schedule import Phase
+from server.pretrain.growth import grow, is_half
 
 CPU = torch.device("cpu")
 CHECKPOINT_CAP_BYTES = 2 << 30
@@ -84,13 +85,16 @@ def begin(plan: PretrainPlan, device: torch.device = CPU) -> Training:
 
 
 def load_start(training: Training, folder: Path) -> None:
-    """Put the checkpoint in `folder` into networks and averages.
+    """Put the checkpoint in `folder` into networks and averages; one of half the size grows.
 
     Raises RefusedError where it fits another plan.
     """
     arrays = read(folder / "gan.safetensors", max_bytes=CHECKPOINT_CAP_BYTES)
     arrays |= read(folder / "encoder.safetensors", max_bytes=CHECKPOINT_CAP_BYTES)
     for networks in (training.networks, training.averages):
+        if is_half(networks.generator, arrays):
+            grow(networks.generator, networks.encoder, arrays)
+            continue
         for prefix, network in zip(PREFIXES, networks, strict=True):
             load_weights(network, arrays, prefix)
 
