@@ -83,7 +83,7 @@ class Bench:
         known = make_reference(self.generator, self.encoder, plan, generator_of(0))
         found = invert(to_uint8(x), self.generator, self.encoder, plan, known)
         codes = torch.as_tensor(np.array(found.codes))
-        return codes, to_unit(to_uint8(reconstruct(codes, self.generator)))
+        return codes, to_unit(to_uint8(reconstruct(found.codes, self.generator)))
 
 
 def relative_error(x: Tensor, made: Tensor, field: Tensor) -> Tensor:

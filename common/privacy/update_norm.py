@@ -55,7 +55,7 @@ class UpdateNorm:
         """
         exact = max(MULTIPLE * self.noise + self.start, self.honest)
         unit = 10.0 ** (math.floor(math.log10(exact)) - DIGITS + 1)
-        return float(f"{math.ceil(exact / unit - 1e-9) * unit:.{DIGITS}g}")
+        return float(f"{math.ceil(exact / unit - 1e-11) * unit:.{DIGITS}g}")
 
     def times(self, cap: float) -> float:
         """Return how many times the noise's norm a cap is, beside `start`."""
