@@ -1,6 +1,6 @@
 """How good a fundus starting checkpoint is, beside real photographs that it never saw.
 
-    python -m benchmarks.quality_generator --data FOLDER [--checkpoint DIR ...] [--plain]
+    python -m benchmarks.quality_generator --data FOLDER [--checkpoint DIR ...]
         [--pictures DIR] [--json [FILE]] [--quick]
 
 Data: IDRiD at 64 px by benchmarks/fundus_split.py. Members are inverted and averaged in groups of
@@ -9,7 +9,8 @@ Per checkpoint:
 - kernel distance of samples, inversions, averages (with and without alignment), pixel averages
 - fine structure: mean absolute difference from a 4 px local mean, as a share of the held-out ones'
 - relative inversion error, share accepted, inversions per CPU-second
-`--plain` leaves out refinement and alignment and averages random groups. Nothing is selected here.
+A generator draws whole discs in one look. So its samples and inversions are shown in the look and
+the field of a photograph, as averages are in those of their members. Nothing is selected here.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks import fundus_split, report
@@ -40,15 +42,17 @@ from client.synthesize.group import Roster, form_groups, patient_codes, roster
 from client.synthesize.invert import Inversion, invert, reconstruct
 from client.synthesize.looks import look_from, show_in
 from client.synthesize.reference import InversionPlan, Reference, make_reference
-from common.arrays import Images, Labels
+from common.arrays import Images
 from common.models.encoder import load_encoder
 from common.models.images import to_uint8, to_unit
+from common.models.look import field_of
 from common.models.pretrained_features import load_features
 from common.models.stylegan import load_critic, load_generator
 from common.study.training import GanPlan
 from common.wire.tensors import read
 from server.evaluate import distances
 from server.evaluate.extractors import FEATURE_UNIT
+from server.public_data.cameras import cut
 
 SHIPPED = fundus_split.ROOT / "deploy" / "checkpoints" / "fundus-64"
 SIZE_PX = 64
@@ -59,7 +63,6 @@ MERGED = np.array([0, 1, 1, 2, 2])  # deploy/studies/fundus.yaml: none, mild-mod
 KEY = b"kohort-benchmark-quality-generator"
 SIZES = (5, 10, 20)
 STEPS = (0, 10, 20)
-INVERTED = "inversions of held-out"
 
 
 class Bench:
@@ -115,10 +118,14 @@ class Bench:
             images, self.generator, self.encoder, replace(self.plan, **changed), self.known
         )
 
-    def show(self, found: Inversion) -> Images:
-        """Every inverted image as the generator shows its code."""
-        made = reconstruct(found.codes, self.generator)
-        return to_uint8(show_in(made, self.known.look_on(), look_from(found.looks)))
+    def show(self, found: Inversion, photographs: Images) -> Images:
+        """Every inverted image as the generator shows its code, in its photograph's field."""
+        return self._as_photographed(reconstruct(found.codes, self.generator), found, photographs)
+
+    def _as_photographed(self, made: Tensor, found: Inversion, photographs: Images) -> Images:
+        """Generated images [N, C, S, S], each in the look and the field of a photograph."""
+        shown = show_in(made, self.known.look_on(), look_from(found.looks))
+        return to_uint8(cut(shown, field_of(to_unit(photographs))))
 
     def groups(self, k: int) -> tuple[Group, ...]:
         """Groups of `k` by mode `similar`."""
@@ -147,13 +154,17 @@ class Bench:
 
     @torch.no_grad()
     def samples(self, count: int) -> Images:
-        """Samples of the prior with noise maps."""
+        """Samples of the prior with noise maps, each in the look and field of a held-out person's
+        photograph; `count` is at most their number.
+        """
         draw = generator_of(2)
         made = [
-            to_uint8(self.generator(torch.randn(10, LATENT, generator=draw), draw))
+            self.generator(torch.randn(10, LATENT, generator=draw), draw)
             for _ in range(-(-count // 10))
         ]
-        return np.concatenate(made)[:count]
+        seen = self.people["heldout"].images[:count]
+        found = replace(self.heldout, looks=self.heldout.looks[:count])
+        return self._as_photographed(torch.cat(made)[:count], found, seen)
 
 
 def generator_of(seed: int) -> torch.Generator:
@@ -195,52 +206,13 @@ def measure_rows(bench: Bench, judge: Judge, sizes: tuple[int, ...]) -> dict[str
     rows = {
         "real (public), the floor": judge(people["public"].images),
         "samples": judge(bench.samples(len(people["heldout"]))),
-        INVERTED: judge(bench.show(heldout)),
-        "inversions of members": judge(bench.show(bench.members)),
+        "inversions of held-out": judge(bench.show(heldout, people["heldout"].images)),
+        "inversions of members": judge(bench.show(bench.members, people["members"].images)),
     }
     for k in sizes:
         for name, images in bench.averages(bench.groups(k)).items():
             rows[f"{name}, k = {k}"] = judge(images)
     return rows
-
-
-@torch.no_grad()
-def plain_figures(bench: Bench, judge: Judge) -> dict[str, dict[str, float]]:
-    """Row name → figures from the encoder's codes as they are, averaged in random groups of one
-    side and merged grade.
-    """
-    members = bench.people["members"]
-    heldout = to_unit(bench.people["heldout"].images)
-    seen = bench.encoder.invert(heldout, bench.generator, 2).reconstructions.clamp(-1, 1)
-    errors = (seen - heldout).square().mean((1, 2, 3)).sqrt().div(2)
-    rows = {
-        "real (public), the floor": judge(bench.people["public"].images),
-        "samples": judge(bench.samples(len(heldout))),
-        INVERTED: judge(to_uint8(seen))
-        | {f"error {q}": round(float(errors.quantile(q)), 4) for q in (0.5, 0.95, 1.0)},
-    }
-    codes = bench.encoder.invert(to_unit(members.images), bench.generator, 2).codes
-    strata = MERGED[members.grades] * 2 + members.right
-    for k in SIZES:
-        groups = random_groups(strata, k)
-        if len(groups) < 2:  # a quick run
-            continue
-        means = torch.stack([codes[group.tolist()].mean(0) for group in groups])
-        rows[f"centroid, k = {k}"] = judge(
-            to_uint8(bench.generator.synthesis(means, generator_of(1)))
-        )
-        pixels = np.stack([members.images[group].mean(0).round() for group in groups])
-        rows[f"pixel average, k = {k}"] = judge(pixels.astype(np.uint8))
-    return rows
-
-
-def random_groups(strata: Labels, k: int) -> list[Labels]:
-    """Rows in parts of k of one stratum, by chance; the rest of a stratum is left out."""
-    groups = []
-    for one in np.unique(strata):
-        same = np.random.default_rng(0).permutation(np.flatnonzero(strata == one))
-        groups += [same[i : i + k] for i in range(0, len(same) - k + 1, k)]
-    return groups
 
 
 def inversion_figures(bench: Bench) -> dict[str, float]:
@@ -290,7 +262,7 @@ def pictures(bench: Bench, folder: Path, columns: int = 8) -> None:
     groups = tuple(groups[i] for i in np.linspace(0, len(groups) - 1, columns).astype(int))
     first = [int(group.members[0]) for group in groups]
     made = bench.averages(groups)
-    rows = [photographs[first], bench.show(found)[first], *made.values()]
+    rows = [photographs[first], bench.show(found, photographs)[first], *made.values()]
     save(rows, folder / "fundus_stages.jpg")
     rows = []
     for k in SIZES:
@@ -331,19 +303,7 @@ def tables(result: dict[str, Any]) -> list[report.Table]:
         if part in first:
             rows = tuple((row, *cells(result, part, row, form)) for row in first[part])
             found.append(report.Table("", (title, *result), rows))
-    if any(key.startswith("error") for key in first["rows"].get(INVERTED, {})):
-        found.append(error_table(result))
     return found
-
-
-def error_table(result: dict[str, Any]) -> report.Table:
-    """The encoder's error on held-out photographs: median, 95 %, largest."""
-    rows = []
-    for label, quantile in (("median", 0.5), ("95 %", 0.95), ("largest", 1.0)):
-        errors = (one["rows"][INVERTED][f"error {quantile}"] for one in result.values())
-        rows.append((label, *(f"{error:.4f}" for error in errors)))
-    title = "Error of held-out photographs, encoder alone (RMSE of the range [0, 1])"
-    return report.Table(title, ("", *result), tuple(rows))
 
 
 def cells(result: dict[str, Any], part: str, row: str, form: str) -> list[str]:
@@ -361,9 +321,6 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with idrid_64.npz")
     parser.add_argument("--checkpoint", type=Path, nargs="+", default=[SHIPPED])
     parser.add_argument("--pictures", type=Path, help="folder for the first checkpoint's sheets")
-    parser.add_argument(
-        "--plain", action="store_true", help="no refinement, no alignment, random groups"
-    )
     report.add_json(parser)
     parser.add_argument(
         "--quick", action="store_true", help="a few people and steps, to see whether it runs"
@@ -382,16 +339,12 @@ def main() -> None:
         sizes = SIZES[:1] if given.quick else SIZES
         if given.pictures and folder == given.checkpoint[0]:
             pictures(bench, given.pictures)
-        if given.plain:
-            result[folder.name] = {"rows": plain_figures(bench, judge)}
-            continue
         result[folder.name] = {
             "rows": measure_rows(bench, judge, sizes),
             "inversion": inversion_figures(bench),
             "speed": speeds(bench),
         }
-    part = "plain" if given.plain else "inversion"
-    report.give(given.json, f"quality_generator.{part}", tables(result), result)
+    report.give(given.json, "quality_generator", tables(result), result)
 
 
 if __name__ == "__main__":
