@@ -152,18 +152,18 @@ class Bench:
             "pixel average": np.stack(pixels).astype(np.uint8),
         }
 
-    @torch.no_grad()
     def samples(self, count: int) -> Images:
         """Samples of the prior with noise maps, each in the look and field of a held-out person's
         photograph; `count` is at most their number.
         """
         draw = generator_of(2)
-        made = [
-            self.generator(torch.randn(10, LATENT, generator=draw), draw)
-            for _ in range(-(-count // 10))
-        ]
         seen = self.people["heldout"].images[:count]
         found = replace(self.heldout, looks=self.heldout.looks[:count])
+        with torch.no_grad():
+            made = [
+                self.generator(torch.randn(10, LATENT, generator=draw), draw)
+                for _ in range(-(-count // 10))
+            ]
         return self._as_photographed(torch.cat(made)[:count], found, seen)
 
 
@@ -267,6 +267,8 @@ def pictures(bench: Bench, folder: Path, columns: int = 8) -> None:
     rows = []
     for k in SIZES:
         groups = bench.groups(k)
+        if not groups:  # a quick run
+            continue
         some = tuple(groups[i] for i in np.linspace(0, len(groups) - 1, columns).astype(int))
         made = bench.averages(some)
         rows += [made["aligned"], made["pixel average"]]

@@ -63,6 +63,8 @@ def drop_failed(batch: Batch, candidates: list[Candidate]) -> list[Candidate]:
         raise PolicyError("no group could be made into an image", code="E-NO-IMAGES")
     report = audit_candidates(batch, candidates)
     codes = deciding_codes(batch, report.codes)
+    if "A-NEAR" in report.codes and "A-NEAR" not in codes:
+        sys.stderr.write(NEAR_BY_CHANCE)
     found = map(Finding, report.codes, report.nearest)
     # each image on its own
     if covers_every_image(batch.study) and "A-COPY" in codes:
@@ -113,8 +115,6 @@ def deciding_codes(batch: Batch, codes: Sequence[Code]) -> tuple[Code, ...]:
     """
     if not covers_every_image(batch.study):
         return tuple(codes)
-    if "A-NEAR" in codes:
-        sys.stderr.write(NEAR_BY_CHANCE)
     return tuple("A-PASS" if code == "A-NEAR" else code for code in codes)
 
 

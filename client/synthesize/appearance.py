@@ -31,6 +31,7 @@ from common.errors import Bug, PolicyError
 from common.models.images import to_unit
 from common.models.look import Look, field_of
 
+LEAST_TOUCHED = 1 / 9  # of a pixel's neighbourhood: one pixel of the field
 SEEN_BY = 0.5  # of a group's patients: what fewer of their cameras see is black
 
 
@@ -64,17 +65,13 @@ class Appearance:
             raise Bug("appearance: not finite; inversion must reject such an image")
 
     def complete(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return images [N, C, S, S] with the residual, inside the group's field, and their fields.
+        """Return images [N, C, S, S] with the residual, and the part of each that is shown.
 
         The generator paints the whole disc of an eye; most cameras cut it.
         """
         seen = field_of(images)
         whole = add_residual(images, self.residual, seen).clamp(-1, 1)
-        field = self.field.to(images)[None]
-        # what is cut ends within a pixel, half lit, as a field does
-        border = F.max_pool2d(field, 3, stride=1, padding=1) - field
-        share = field + border * (1 - seen / 2)
-        return (whole + 1) * share - 1, seen * field
+        return whole, seen * self.field.to(images)[None]
 
 
 @dataclass(frozen=True)
@@ -89,7 +86,29 @@ class Shown:
         wanted = self.groups[row].look
         on_device = Look(wanted.mean.to(images.device), wanted.deviation.to(images.device))
         whole, fields = self.groups[row].complete(images)
-        return show_in(whole, self.common, on_device, fields)
+        shown = show_in(whole, self.common, on_device, fields)
+        return end_softly(shown, self.groups[row].field)
+
+
+def end_softly(images: Tensor, field: Tensor) -> Tensor:
+    """Return images [N, C, S, S], black outside `field` [1, S, S], with an edge as a camera's.
+
+    A pixel that touches the field has the mean colour of its neighbours there, as bright as the
+    field covers it: on a straight edge half, where a third of its nine neighbours are in the field.
+    Of a picture's own border a field never tells (common/models/look.py): there it goes on.
+    """
+    inside = field.to(images)[None]
+    reaching = inside.clone()
+    reaching[..., 0, :] = reaching[..., 1, :]
+    reaching[..., -1, :] = reaching[..., -2, :]
+    reaching[..., 0] = reaching[..., 1]
+    reaching[..., -1] = reaching[..., -2]
+    covered = 1.5 * F.avg_pool2d(reaching, 3, stride=1, padding=1)
+    lit = (images + 1) * inside
+    neighbours = F.avg_pool2d(inside, 3, stride=1, padding=1).clamp(min=LEAST_TOUCHED)
+    colour = F.avg_pool2d(lit, 3, stride=1, padding=1) / neighbours
+    border = (1 - inside) * torch.maximum(reaching, covered).clamp(max=1) * colour
+    return lit + border - 1
 
 
 def gather_appearances(

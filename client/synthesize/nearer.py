@@ -21,7 +21,7 @@ from torch import Tensor
 
 from client.state.group_store import Group
 from client.synthesize.align import GroupStatistics
-from client.synthesize.appearance import Appearance
+from client.synthesize.appearance import Appearance, end_softly
 from client.synthesize.group import Roster
 from client.synthesize.looks import look_at
 from common.errors import Bug, PolicyError
@@ -95,7 +95,7 @@ def keep_nearer(
         ):
             average = statistics.centroid
             made = generator.synthesis(torch.stack([own, average])).clamp(-1, 1)
-            shown, _ = appearance.complete(made)
+            shown = end_softly(appearance.complete(made)[0], appearance.field)
             away = (network.pooled(shown) - target.mean).square().sum(1)
             kept.append(own if bool(away[0] < away[1]) else average)
     return torch.stack(kept)

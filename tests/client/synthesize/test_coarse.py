@@ -6,11 +6,11 @@ import torch
 
 from client.state.group_store import Group, Stratum
 from client.synthesize import coarse
-from client.synthesize.appearance import Appearance, Shown, gather_appearances
+from client.synthesize.appearance import Appearance, Shown, end_softly, gather_appearances
 from client.synthesize.group import Roster
 from client.synthesize.invert import Inversion
 from common.errors import PolicyError
-from common.models.look import Look
+from common.models.look import Look, field_of
 
 SIZE = 32
 CELLS = 4
@@ -161,17 +161,36 @@ def test_an_average_is_cut_as_at_least_half_of_the_patients_cameras_cut() -> Non
     assert float(found.field[0, 10:31, 1:31].min()) == 1
     image = torch.full((1, 3, SIZE, SIZE), 0.5)
     whole, fields = found.complete(image)
-    assert float(whole[0, :, :7].max()) == -1 and float(fields[0, :, :8].max()) == 0
-    assert float(whole[0, :, 8, 10:22].mean()) == pytest.approx((0.75 + 1) / 2 - 1)  # half lit
-    assert float(whole[0, :, 10:30, 1:31].min()) == pytest.approx(0.75)
+    assert float(fields[0, :, :8].max()) == 0
+    shown = end_softly(whole, found.field)
+    assert float(shown[0, :, :7].max()) == -1
+    assert float(shown[0, :, 8, 10:22].mean()) == pytest.approx((0.75 + 1) / 2 - 1)  # half lit
+    assert float(shown[0, :, 10:30, 1:31].min()) == pytest.approx(0.75)
 
 
-def test_a_field_that_is_not_cut_leaves_a_generated_border_as_it_is() -> None:
-    image = torch.full((1, 3, SIZE, SIZE), -1.0)
-    image[:, :, 6:26, 6:26] = 0.2
-    image[:, :, 6, 6:26] = -0.4
-    field = torch.zeros(1, SIZE, SIZE)
-    field[:, 7:25, 7:25] = 1
-    none = torch.zeros(3, 1, 1)
-    whole, _ = Appearance(GROUP, LOOK, 5, none, none[0], field).complete(image)
-    torch.testing.assert_close(whole, image)
+def test_the_edge_of_a_field_has_its_neighbours_colour_as_bright_as_it_is_covered() -> None:
+    """Also where the generator drew something else beyond it."""
+    y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
+    middle = (SIZE - 1) / 2
+    field = ((y - middle) ** 2 + (x - middle) ** 2 <= 10**2).float()[None]
+    images = torch.where(field > 0, 0.2, 0.9)[None].expand(1, 3, -1, -1).clone()
+    images[:, :, : SIZE // 2] -= 0.4
+    shown = end_softly(images, field)
+    torch.testing.assert_close(shown * field, images * field)
+    edge = torch.nn.functional.max_pool2d(field[None], 3, 1, 1)[0] - field
+    top = (shown[0, 0] + 1)[(edge[0] > 0) & (y < 10)] / 0.8
+    bottom = (shown[0, 0] + 1)[(edge[0] > 0) & (y > 22)] / 1.2
+    for covered in (top, bottom):
+        assert 0 < float(covered.min()) < 0.3 < float(covered.mean()) < 0.7
+        assert float(covered.max()) <= 1
+    assert float(shown[0][:, (field + edge)[0] == 0].max()) == -1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_field_that_fills_the_picture_reaches_its_border(channels: int) -> None:
+    """No field has the picture's own border (field_of); a radiograph has no edge there."""
+    image = torch.linspace(-0.5, 0.5, SIZE).expand(1, channels, SIZE, SIZE)
+    field = field_of(image)[0]
+    assert float(field[0, 0].max()) == 0
+    shown = end_softly(image, field)
+    torch.testing.assert_close(shown, image, atol=0.06, rtol=0)
