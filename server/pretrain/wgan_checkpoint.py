@@ -33,7 +33,7 @@ from server.public_data.pairs import PublicPairs
 from server.public_data.pictures import contact_sheet, triptychs
 
 CHECKPOINT = "wgan.safetensors"
-ENCODER = "encoder.safetensors"  # beside the checkpoint, to go on from; no part of a study
+WEIGHTS = "weights.safetensors"  # in training/, to go on from: as trained, with the encoder
 CHECKPOINT_CAP_BYTES = 1 << 30
 SAVE_EVERY_S = 120.0
 SHEET_PAIRS = 24
@@ -98,7 +98,7 @@ def run(
                 found = finish(source.pairs, arrays, plan, done, recipe, device)
             else:
                 found = with_share_of(source.pairs, arrays, plan)
-            _save(out, found, plan, source.pairs.shape[1], state)
+            _save(out, found, arrays, plan, source.pairs.shape[1], state)
             saved = time.monotonic()
         if share >= 1:
             break
@@ -111,33 +111,33 @@ def _earlier(
     out: Path, resume: bool
 ) -> tuple[dict[str, float], dict[str, NDArray[np.float32]] | None]:
     """Steps and seconds of an earlier run in this folder, and its weights."""
-    path = out / CHECKPOINT
-    if not path.exists():
+    if not (out / CHECKPOINT).exists():
         return {"steps": 0, "seconds": 0.0}, None
     if not resume:
         raise ConfigurationError(
             f"{out}: holds a checkpoint already", hint="give --resume, or name another folder"
         )
     state = json.loads(files.read_capped(out / "training" / "state.json", 1 << 16))
-    found = dict(tensors.read(path, max_bytes=CHECKPOINT_CAP_BYTES))
-    found |= tensors.read(out / "training" / ENCODER, max_bytes=CHECKPOINT_CAP_BYTES)
+    found = tensors.read(out / "training" / WEIGHTS, max_bytes=CHECKPOINT_CAP_BYTES)
     return state, {name: array.astype(np.float32) for name, array in found.items()}
 
 
 def _save(
-    out: Path, weights: Weights, plan: WganPlan, size_px: int, state: Mapping[str, float]
+    out: Path,
+    weights: Weights,
+    trained: Weights,
+    plan: WganPlan,
+    size_px: int,
+    state: Mapping[str, float],
 ) -> None:
-    """Write state, encoder, checkpoint and sample sheet.
+    """Write state, the weights as they were trained, checkpoint and sample sheet.
 
+    `weights`: what a study starts from; a later run goes on from `trained` instead.
     The checkpoint comes last of what `resume` needs: where it lies, so do the others.
     """
-    # what only a later run needs
     files.atomic_write(out / "training" / "state.json", json.dumps(dict(state)).encode())
-    encoder = {name: array for name, array in weights.items() if name.startswith("encoder.")}
-    tensors.write(out / "training" / ENCODER, encoder)
-
-    # what a study starts from
-    study = {name: array for name, array in weights.items() if name not in encoder}
+    tensors.write(out / "training" / WEIGHTS, trained)
+    study = {name: array for name, array in weights.items() if not name.startswith("encoder.")}
     tensors.write(out / CHECKPOINT, study)
 
     # pairs to look at

@@ -241,9 +241,12 @@ def test_it_goes_on_from_given_weights_the_encoder_included(source: PublicPairs)
         next(pretrain(source.pairs, PLAN, 7, still, lacking))
 
 
-def test_a_resumed_run_starts_from_what_was_saved_and_counts_on(
-    source: PublicPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("architecture", ["small", "mask-first"])
+def test_a_resumed_run_starts_from_what_was_trained_and_counts_on(
+    architecture: str, source: PublicPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Not from what a study starts from: there masks are moved, and the critic is settled."""
+    settings = public_plan(width=8, generator_width=8, latent=16, architecture=architecture)
     starts: list[Weights | None] = []
     seeds: list[int] = []
     seen: list[Weights] = []
@@ -264,9 +267,9 @@ def test_a_resumed_run_starts_from_what_was_saved_and_counts_on(
             yield weights
 
     monkeypatch.setattr(pretrain_pairs, "pretrain", noted)
-    assert run(source, tmp_path, PLAN, ORIGIN, Session(steps=2), recipe=QUICK, seed=3) == 2
+    assert run(source, tmp_path, settings, ORIGIN, Session(steps=2), recipe=QUICK, seed=3) == 2
     more = Session(steps=3, resume=True)
-    assert run(source, tmp_path, PLAN, ORIGIN, more, recipe=QUICK, seed=3) == 3
+    assert run(source, tmp_path, settings, ORIGIN, more, recipe=QUICK, seed=3) == 3
     assert starts[0] is None and starts[1] is not None and same(starts[1], seen[1])
     assert any(name.startswith("encoder.") for name in starts[1]) and seeds == [3, 5]
 
