@@ -2,13 +2,14 @@
 
     python -m benchmarks.other_hospitals --data FOLDER [--source NAME ...] [--k 5 10 20]
         [--rows cells similar ...] [--people N] [--seeds 5] [--checkpoint DIR] [--work DIR]
-        [--coarse-cells N] [--part NAME] [--json [FILE]] [--sheet FILE.png]
+        [--study FILE] [--coarse-cells N] [--part NAME] [--json [FILE]] [--sheet FILE.png]
 
 Each source is one hospital: IDRiD's people whom the checkpoint never saw (its own camera), and
 ODIR, PALM, EyePACS and DIARETDB1, framed as a hospital frames them. Of each, two thirds of the
 people are members, dealt at random within each label (benchmarks/hospital_people.py). Figures are
 those of quality_fundus, against the held-out people of the same source. None chooses anything.
 Every figure is a file in --work, named by the checkpoint's digest, so an interrupted run continues.
+`--study` is the plan whose size and constants count, deploy/studies/fundus.yaml unless it is given.
 `--coarse-cells` asks for another grid of residuals (client/synthesize/coarse.py) than the plan.
 `--people` takes so many people of each source; `--sheet` shows ten photographs of each source, and
 ten averages of ten people by each of `SHOWN`.
@@ -303,13 +304,14 @@ def main() -> None:
     parser.add_argument(
         "--checkpoint", type=Path, default=ROOT / "deploy" / "checkpoints" / "fundus-64"
     )
+    parser.add_argument("--study", type=Path, default=ROOT / "deploy" / "studies" / "fundus.yaml")
     parser.add_argument("--work", type=Path, default=Path("hospitals-work"))
     parser.add_argument("--part", default="", help="a name for this checkpoint's run")
     report.add_json(parser)
     parser.add_argument("--sheet", type=Path, help="PNG of photographs and averages of ten")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    study = load_study(ROOT / "deploy" / "studies" / "fundus.yaml")
+    study = load_study(given.study)
     if given.coarse_cells is not None:
         study = with_cells(study, given.coarse_cells)
     work = given.work / ("all" if given.people is None else f"{given.people}-people")
