@@ -23,7 +23,7 @@ from common.models.weights import load_weights, numpy_weights
 from common.wire.tensors import read
 from server.pretrain.gan_plan import PretrainPlan
 from server.pretrain.gan_schedule import Phase
-from server.pretrain.growth import grow, is_half
+from server.pretrain.growth import grow, hold, is_half
 
 CPU = torch.device("cpu")
 CHECKPOINT_CAP_BYTES = 2 << 30
@@ -49,6 +49,12 @@ class Training:
     step: int = 0
     seconds: float = 0.0
     losses: dict[str, float] = field(default_factory=dict)
+    grown: bool = False  # from a checkpoint of half the size: only the new map learns
+
+    def note_growth(self) -> None:
+        """From here on, only the generator's last map and the critic learn."""
+        self.grown = True
+        hold(self.networks.generator, self.networks.encoder)
 
 
 def begin(plan: PretrainPlan, device: torch.device = CPU) -> Training:
@@ -97,6 +103,8 @@ def load_start(training: Training, folder: Path) -> None:
             continue
         for prefix, network in zip(PREFIXES, networks, strict=True):
             load_weights(network, arrays, prefix)
+    if is_half(training.networks.generator, arrays):
+        training.note_growth()
 
 
 def set_rates(training: Training, phase: Phase) -> None:
@@ -124,7 +132,7 @@ def state(training: Training) -> dict[str, np.ndarray]:
     """Return weights, averages and Adam's moments as named arrays."""
     # how far the run has come, weights and averages
     arrays: dict[str, np.ndarray] = {
-        "progress": np.array([training.step, training.seconds], dtype=np.float64)
+        "progress": np.array([training.step, training.seconds, training.grown], dtype=np.float64)
     }
     for prefix, network, average in zip(
         PREFIXES, training.networks, training.averages, strict=True
@@ -150,6 +158,8 @@ def restore(training: Training, path: Path) -> None:
     arrays = read(path, max_bytes=CHECKPOINT_CAP_BYTES)
     training.step = int(arrays["progress"][0])
     training.seconds = float(arrays["progress"][1])
+    if arrays["progress"][2:].any():
+        training.note_growth()
     for prefix, network, average in zip(
         PREFIXES, training.networks, training.averages, strict=True
     ):

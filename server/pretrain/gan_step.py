@@ -234,6 +234,8 @@ def keep_noise(generator: Generator, least: float) -> None:
     for layer in [*generator.up[-2:], *generator.same[-2:]]:
         assert isinstance(layer, StyledLayer)
         strength = layer.noise_strength
+        if not strength.requires_grad:  # a map that is held
+            continue
         raised = strength.clamp(min=least)
         lowered = strength.clamp(max=-least)
         strength.copy_(torch.where(strength < 0, lowered, raised))

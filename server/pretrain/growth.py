@@ -3,7 +3,7 @@
 In: generator, critic and encoder of the new size; the checkpoint's arrays.
 Out: the networks, changed in place.
 Guarantees: for the codes that it had, the generator makes the images that it made, doubled; the
-encoder gives the same codes for the same pictures.
+encoder gives the same codes for the same pictures. What they knew is held: only the new map learns.
 Not covered: the critic. It reads full-size images first, so it begins anew.
 Source: Karras et al. 2018, section 3 (growing a generator); deviation: the new part starts at 0 in
 place of being faded in.
@@ -38,9 +38,8 @@ def grow(generator: Generator, encoder: Encoder, arrays: Weights) -> None:
     Raises RefusedError where it is not of twice the width, or has another latent.
     """
     # the generator: its new map begins at random, and adds nothing to the image yet
+    new = tuple(f"generator.{name}" for name in _new_map(generator))
     last = len(generator.to_image) - 1
-    names = (f"up.{last - 1}.", f"same.{last - 1}.", f"to_image.{last}.")
-    new = tuple(f"generator.{name}" for name in names)
     own = numpy_weights(generator, "generator.")
     own[f"{TO_IMAGE}{last}.weight"][:] = 0
     fresh = {name: array for name, array in own.items() if name.startswith(new)}
@@ -56,6 +55,20 @@ def grow(generator: Generator, encoder: Encoder, arrays: Weights) -> None:
         start[known:] = start[known - 1]
     load_weights(generator, {**arrays, **fresh}, "generator.")
     load_weights(encoder, {**arrays, **longer}, "encoder.")
+
+
+def hold(generator: Generator, encoder: Encoder) -> None:
+    """Let nothing learn but the generator's last map."""
+    new = _new_map(generator)
+    encoder.requires_grad_(False)
+    for name, parameter in generator.named_parameters():
+        parameter.requires_grad_(name.startswith(new))
+
+
+def _new_map(generator: Generator) -> tuple[str, ...]:
+    """How the names of the last map's parameters begin."""
+    last = len(generator.to_image) - 1
+    return (f"up.{last - 1}.", f"same.{last - 1}.", f"to_image.{last}.")
 
 
 def _lengthen(array: Array, wanted: Array) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,8 +13,10 @@ from common.errors import RefusedError
 from common.models.stylegan import upsample
 from common.models.weights import numpy_weights
 from common.wire.tensors import read, write
-from server.pretrain import gan_state
+from server.pretrain import gan, gan_state
 from server.pretrain.gan_plan import PretrainPlan
+from server.pretrain.session import Session
+from server.public_data.images import Source
 
 HALF = PretrainPlan(size_px=64, width=8, latent=16, encoder_width=8)
 FULL = dataclasses.replace(HALF, size_px=128, width=4)
@@ -83,6 +86,29 @@ def test_the_new_part_learns(half: tuple[gan_state.Training, Path]) -> None:
     generator(torch.ones(1, 16)).square().sum().backward()
     slope = generator.to_image[-1].weight.grad
     assert slope is not None and bool((slope != 0).any())
+
+
+def test_only_the_new_map_and_the_critic_learn_also_after_a_stop(
+    half: tuple[gan_state.Training, Path], tmp_path: Path
+) -> None:
+    before, folder = half
+    photographs = np.random.default_rng(0).integers(0, 256, (6, 128, 128, 3), dtype=np.uint8)
+    source = Source(photographs, tuple("abcdef"), None, "")
+    plan = dataclasses.replace(FULL, alone=0.0, textured=0.0, coarse=0.0, prior_steps=1)
+    gan.pretrain(source, plan, tmp_path / "out", Session(steps=2), start=folder)
+    more = Session(steps=4, resume=True)
+    made = gan.pretrain(source, plan, tmp_path / "out", more).networks
+    old = dict(before.networks.generator.named_parameters())
+    for name, now in made.generator.named_parameters():
+        # the mapping is taught the codes at the end, and layers' codes are centred by their biases
+        if name in old and not name.startswith("mapping.") and not name.endswith("style.bias"):
+            assert torch.equal(now, old[name]), name
+    seen = dict(before.networks.encoder.named_parameters())
+    assert torch.equal(made.encoder.shared.weight, seen["shared.weight"])
+    assert bool((made.generator.to_image[-1].weight != 0).any())  # type: ignore[operator]
+    fresh = gan_state.begin(plan).networks.critic
+    pairs = zip(made.critic.parameters(), fresh.parameters(), strict=True)
+    assert not all(torch.equal(one, other) for one, other in pairs)
 
 
 @pytest.mark.parametrize(
