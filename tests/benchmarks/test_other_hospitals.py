@@ -83,13 +83,14 @@ def test_as_in_the_product_an_average_stays_where_alignment_leads_away(
     nearer = torch.full((1, 3), 0.05)
     away = torch.full((1, 3), 0.9)
     statistics = [SimpleNamespace(centroid=average)] * 2
+    shown = SimpleNamespace(complete=lambda made: (made, None), field=torch.ones(1, 16, 16))
     stubs = {
         "form_row_groups": (group, group),
         "measure_patients": {},
         "gather_statistics": statistics,
         "align": SimpleNamespace(codes=torch.stack([nearer, away])),
         "load_features": Colours(),
-        "gather_appearances": [SimpleNamespace(complete=lambda made: (made, None))] * 2,
+        "gather_appearances": [shown] * 2,
         "gather_features": [MeanFeatures(group, torch.zeros(3), 2)] * 2,
     }
     for name, value in stubs.items():
