@@ -97,20 +97,27 @@ class Shown:
 def end_softly(images: Tensor, field: Tensor) -> Tensor:
     """Return images [N, C, S, S], black outside `field` [1, S, S], with an edge as a camera's.
 
-    A pixel that touches the field has the mean colour of its neighbours there, times `LIT_BESIDE`.
+    The field's outermost pixels, where a generator's own disc ends, take the mean colour of their
+    neighbours further in. A pixel beside the field has its neighbours' there, times `LIT_BESIDE`.
     A field that fills the picture, as a radiograph's does, has no edge.
     """
     inside = field.to(images)[None]
     if bool((inside[..., 1:-1, 1:-1] > 0).all()):
         return images
-    share = F.avg_pool2d(inside, 3, stride=1, padding=1)
-    count = (9 * share).round().long()
+    inner = 1 - F.max_pool2d(1 - inside, 3, stride=1, padding=1)
+    lit = (images + 1) * inner
+    lit = lit + (inside - inner) * _mean_beside(lit, inner)
+    count = (9 * F.avg_pool2d(inside, 3, stride=1, padding=1)).round().long()
     brightness = torch.tensor(LIT_BESIDE).to(images)[count]
     at_border = torch.tensor(LIT_AT_BORDER).to(images)[count]
     at_border[..., 1:-1, 1:-1] = brightness[..., 1:-1, 1:-1]
-    lit = (images + 1) * inside
-    colour = F.avg_pool2d(lit, 3, stride=1, padding=1) / share.clamp(min=1 / 9)
-    return lit + (1 - inside) * at_border * colour - 1
+    return lit + (1 - inside) * at_border * _mean_beside(lit, inside) - 1
+
+
+def _mean_beside(lit: Tensor, field: Tensor) -> Tensor:
+    """The mean over each pixel's neighbours in the field, outside of which `lit` is 0."""
+    share = F.avg_pool2d(field, 3, stride=1, padding=1)
+    return F.avg_pool2d(lit, 3, stride=1, padding=1) / share.clamp(min=1 / 9)
 
 
 def gather_appearances(

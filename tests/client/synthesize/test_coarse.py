@@ -170,17 +170,23 @@ def test_an_average_is_cut_as_at_least_half_of_the_patients_cameras_cut() -> Non
 
 
 def test_the_edge_of_a_field_has_its_neighbours_colour_as_lit_as_on_photographs() -> None:
-    """Also where the generator drew something else beyond it."""
+    """Also where the generator drew something else beyond it, or ended its own disc in it."""
     y, x = torch.meshgrid(torch.arange(SIZE), torch.arange(SIZE), indexing="ij")
     middle = (SIZE - 1) / 2
     field = ((y - middle) ** 2 + (x - middle) ** 2 <= 10**2).float()[None]
-    images = torch.where(field > 0, 0.2, 0.9)[None].expand(1, 3, -1, -1).clone()
+    inner = 1 - torch.nn.functional.max_pool2d(1 - field[None], 3, 1, 1)[0]
+    drawn = torch.where(inner > 0, 0.2, torch.where(field > 0, -0.6, 0.9))
+    images = drawn[None].expand(1, 3, -1, -1).clone()
     images[:, :, : SIZE // 2] -= 0.4
     shown = end_softly(images, field)
-    torch.testing.assert_close(shown * field, images * field)
+    torch.testing.assert_close(shown * inner, images * inner)
+    outermost = (field - inner)[0] > 0
+    for half, value in ((y < 8, -0.2), (y > 24, 0.2)):
+        pixels = shown[0, 0][outermost & half]
+        torch.testing.assert_close(pixels, torch.full_like(pixels, value))
     edge = torch.nn.functional.max_pool2d(field[None], 3, 1, 1)[0] - field
-    top = (shown[0, 0] + 1)[(edge[0] > 0) & (y < 10)] / 0.8
-    bottom = (shown[0, 0] + 1)[(edge[0] > 0) & (y > 22)] / 1.2
+    top = (shown[0, 0] + 1)[(edge[0] > 0) & (y < 8)] / 0.8
+    bottom = (shown[0, 0] + 1)[(edge[0] > 0) & (y > 24)] / 1.2
     for lit in (top, bottom):  # corners less, straight pieces more
         assert 0.3 < float(lit.min()) < 0.5 < float(lit.mean()) < 0.95
         assert float(lit.max()) <= 1.01
