@@ -137,7 +137,6 @@ def measure(
     return rows
 
 
-@torch.no_grad()
 def draw_sheet(bench: Bench, sources: dict[str, np.ndarray], refined: bool) -> np.ndarray:
     """Photographs and inversions of each source, then averages of ten codes and of ten pictures."""
     invert_them = bench.refine if refined else bench.encode
@@ -149,7 +148,8 @@ def draw_sheet(bench: Bench, sources: dict[str, np.ndarray], refined: bool) -> n
         groups = [range(at, at + AVERAGED) for at in range(0, len(x) - AVERAGED + 1, AVERAGED)]
         means = torch.stack([codes[list(group)].mean(0) for group in groups])
         pixels = torch.stack([x[list(group)].mean(0) for group in groups])
-        averages = bench.generator.synthesis(means, generator_of(1))
+        with torch.no_grad():
+            averages = bench.generator.synthesis(means, generator_of(1))
         line = to_uint8(torch.cat([averages, pixels]))[:COLUMNS]
         empty = np.zeros((COLUMNS - len(line), *line.shape[1:]), np.uint8)
         lines.append(np.concatenate([line, empty]))
