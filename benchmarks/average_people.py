@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import chest_split, fundus_split
+from benchmarks import chest_split, fundus_sources, fundus_split
 from common.arrays import Images, Labels
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +53,7 @@ class Part:
 
 
 def fundus_part(checkpoint: Path, data: Path) -> Part:
-    """IDRiD as right eyes with the three grades of the plan."""
+    """IDRiD, framed as at a hospital, as right eyes with the three grades of the plan."""
 
     def of(people: fundus_split.People) -> Set:
         images = np.where(
@@ -61,7 +61,7 @@ def fundus_part(checkpoint: Path, data: Path) -> Part:
         )
         return Set(np.ascontiguousarray(images), GRADES[people.grades], np.arange(len(people)))
 
-    roles = {name: of(people) for name, people in fundus_split.split(64, data).items()}
+    roles = {name: of(people) for name, people in fundus_sources.idrid_people(data, 64).items()}
     pool = join(roles["members"], roles["heldout"])
     member = deal_members(pool.labels, len(roles["members"].labels))
     nobody = pool.rows(np.zeros(0, np.int64))

@@ -57,6 +57,18 @@ def read_idrid(data: Path, role: str, size_px: int, count: int | None = None) ->
     )
 
 
+def idrid_people(data: Path, size_px: int) -> dict[str, fundus_split.People]:
+    """The people of every role of IDRiD, one framed photograph [S, S, 3] each."""
+    roles = {name: read_idrid(data, name, size_px) for name in fundus_split.ROLES}
+    found = {}
+    for name, them in roles.items():
+        if them.right is None:
+            raise AssertionError("IDRiD's sides are known")
+        grades = them.labels.astype(np.int64)
+        found[name] = fundus_split.People(them.images, them.names, grades, them.right)
+    return found
+
+
 def read_other(data: Path, source: str, size_px: int, count: int | None = None) -> Photographs:
     """The photographs of `source`, csdi or one of MEASURED: all, or `count` by a fixed shuffle."""
     with np.load(data / f"fundus_{source}_{PIXELS}.npz", allow_pickle=False) as file:

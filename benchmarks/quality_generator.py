@@ -3,8 +3,9 @@
     python -m benchmarks.quality_generator --data FOLDER [--checkpoint DIR ...]
         [--pictures DIR] [--json [FILE]] [--quick]
 
-Data: IDRiD at 64 px by benchmarks/fundus_split.py. Members are inverted and averaged in groups of
-5, 10 and 20 (`similar`). All is compared with the held-out people; the public ones are the floor.
+Data: IDRiD, framed as at a hospital, by benchmarks/fundus_split.py. Members are inverted and
+averaged in groups of 5, 10 and 20 (`similar`). All is compared with the held-out people; the public
+ones are the floor.
 Per checkpoint:
 - kernel distance of samples, inversions, averages (with and without alignment), pixel averages
 - fine structure: mean absolute difference from a 4 px local mean, as a share of the held-out ones'
@@ -28,7 +29,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from benchmarks import fundus_split, report
+from benchmarks import fundus_sources, fundus_split, report
 from client.state.group_store import Group
 from client.synthesize.align import (
     AlignmentPlan,
@@ -320,7 +321,7 @@ def cells(result: dict[str, Any], part: str, row: str, form: str) -> list[str]:
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder with idrid_64.npz")
+    parser.add_argument("--data", type=Path, required=True, help="folder with idrid_128.npz")
     parser.add_argument("--checkpoint", type=Path, nargs="+", default=[SHIPPED])
     parser.add_argument("--pictures", type=Path, help="folder for the first checkpoint's sheets")
     report.add_json(parser)
@@ -329,7 +330,7 @@ def main() -> None:
     )
     given = parser.parse_args()
     torch.set_num_threads(1)
-    people = fundus_split.split(SIZE_PX, given.data)
+    people = fundus_sources.idrid_people(given.data, SIZE_PX)
     if given.quick:
         people = {role: part[np.arange(40)] for role, part in people.items()}
     judge = Judge(people["heldout"].images)
