@@ -145,15 +145,21 @@ def draw_sheet(bench: Bench, sources: dict[str, np.ndarray], refined: bool) -> n
         x = bench.in_own_look(images)
         codes, made = invert_them(x)
         lines += [to_uint8(x[:COLUMNS]), to_uint8(made[:COLUMNS])]
+        if len(x) < AVERAGED:
+            continue
         groups = [range(at, at + AVERAGED) for at in range(0, len(x) - AVERAGED + 1, AVERAGED)]
         means = torch.stack([codes[list(group)].mean(0) for group in groups])
         pixels = torch.stack([x[list(group)].mean(0) for group in groups])
         with torch.no_grad():
             averages = bench.generator.synthesis(means, generator_of(1))
-        line = to_uint8(torch.cat([averages, pixels]))[:COLUMNS]
-        empty = np.zeros((COLUMNS - len(line), *line.shape[1:]), np.uint8)
-        lines.append(np.concatenate([line, empty]))
-    return np.concatenate([np.concatenate(list(line), 1) for line in lines])
+        lines.append(to_uint8(torch.cat([averages, pixels]))[:COLUMNS])
+    return np.concatenate([_filled_up(line) for line in lines])
+
+
+def _filled_up(line: np.ndarray) -> np.ndarray:
+    """A line [S, COLUMNS S, 3] of at most COLUMNS pictures [N, S, S, 3], black where none is."""
+    empty = np.zeros((COLUMNS - len(line), *line.shape[1:]), np.uint8)
+    return np.concatenate(list(np.concatenate([line, empty])), 1)
 
 
 def tables(result: dict[str, Any]) -> list[report.Table]:
