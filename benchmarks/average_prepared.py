@@ -111,6 +111,12 @@ class PreparedPart:
         """The same of the held-out images."""
         return self._inverted("inverted-heldout.npz", self.part.heldout.images)
 
+    @cached_property
+    def seen_mirrored(self) -> Inversion:
+        """The members' images as those of the other eye."""
+        mirrored = np.ascontiguousarray(self.part.members.images[:, :, ::-1])
+        return self._inverted("inverted-mirrored.npz", mirrored)
+
     def _inverted(self, name: str, images: Images) -> Inversion:
         """Images inverted by the product, from a file of `work` where there is one."""
         file = self.work / name

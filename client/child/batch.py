@@ -52,15 +52,14 @@ from client.synthesize.align import (
     measure_patients,
     render_outputs,
 )
+from client.synthesize.anchors import choose_space, noisy_means
 from client.synthesize.anchors import images as show_cells
-from client.synthesize.anchors import make_cells, noisy_means
 from client.synthesize.appearance import Appearance, Shown, gather_appearances
 from client.synthesize.group import Roster, patient_codes
 from client.synthesize.inversion_sheet import FILE as INVERSIONS
 from client.synthesize.inversion_sheet import draw_sheet
 from client.synthesize.invert import Inversion, Progress, invert
 from client.synthesize.nearer import gather_features, keep_nearer
-from client.synthesize.partition import Cells
 from client.synthesize.privatize import privatize
 from client.synthesize.reference import InversionPlan, Reference, make_reference
 from client.synthesize.spread import find_directions
@@ -357,16 +356,17 @@ def publish_cells(
     known, found = inverted
     # (3) who takes part, and in which of the public cells
     who = anchors_roster(batch, found)
-    components = mechanism.components
-    codes = patient_codes(found.points[:, :components], who)
-    centres = make_cells(known.samples, known.whitening).centres
-    cells = Cells(centres[: batch.study.cells_per_stratum, :components])
+    whitening, cells = choose_space(
+        known, batch.code_basis(), batch.study.cells_per_stratum, mechanism.components
+    )
+    points = found.points if whitening is known.whitening else whitening(found.codes)
+    codes = patient_codes(points[:, : mechanism.components], who)
     # (4, 5) publish noisy means, decode them
     strata = all_strata(batch)
     means = noisy_means(who, codes, cells, strata, mechanism, batch.reservation(), batch.noise())
     if not means:
         raise PolicyError("no cell holds enough patients to be published", code="E-NO-IMAGES")
-    stacks = show_cells(means, known.whitening, batch.generator(), plan.outputs_per_group, random)
+    stacks = show_cells(means, whitening, batch.generator(), plan.outputs_per_group, random)
     candidates: list[Candidate] = []
     for stack in stacks:
         pairs = zip(stack, means, strict=True)

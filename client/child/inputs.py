@@ -80,6 +80,13 @@ class Batch:
             return None
         return load_basis(self.plan_folder / "checkpoints" / plan.basis.name).first(plan.components)
 
+    def code_basis(self) -> Basis | None:
+        """Return the first `components` of the public basis of `anchors`, or None."""
+        plan = self.synthesis.anchors
+        if plan is None or plan.basis is None:
+            return None
+        return load_basis(self.plan_folder / "checkpoints" / plan.basis.name).first(plan.components)
+
     def reservation(self) -> Reservation | PracticeReservation:
         """Return what the ledger holds as spent for this batch; raises RefusedError for nothing."""
         if self.practice:

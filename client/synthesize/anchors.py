@@ -1,7 +1,7 @@
 """The averages of mode `anchors`: (epsilon, delta)-DP, and of at least k patients, at once.
 
-In: codes of generator samples, the plan's mechanism, a ledger's reservation, the patients' whitened
-codes.
+In: codes of generator samples or a public basis, the plan's mechanism, a ledger's reservation, the
+patients' whitened codes.
 Out: noisy mean codes of the cells that may be published, each with its `Group`.
 Guarantees:
   1. the reservation is this mechanism's and is taken before the first draw; repeatable noise is for
@@ -16,8 +16,8 @@ Guarantees:
      common/privacy/anchors.py, with the proof)
   6. a code is noisy sum / noisy count, cut to R: a function of noisy numbers alone, as is all that
      is made from it
-Cells, strata and mechanism come from the plan and the generator. Of the arguments only the roster
-and its codes are private, and of the roster only codes and strata enter.
+Cells, strata and mechanism come from the plan, its public basis and the generator. Of the arguments
+only the roster and its codes are private, and of the roster only codes and strata enter.
 Not covered: what a site does with the result by looking at its patients (its audit is for the site
 alone); a person at two sites.
 """
@@ -38,15 +38,17 @@ from client.state.ledger import PracticeReservation, Reservation
 from client.synthesize.align import render
 from client.synthesize.group import Roster
 from client.synthesize.partition import Cells, nearest
-from client.synthesize.reference import GeneratorCodes, Whitening
+from client.synthesize.reference import GeneratorCodes, Reference, Whitening
 from common.arrays import Floats, Integers
 from common.errors import Bug, ConfigurationError, PolicyError
+from common.models.basis import Basis
 from common.models.draws import device_of
 from common.models.stylegan import Generator
 from common.privacy.anchors import NoisyAnchors
 from common.privacy.noise import LATTICE, Noise, NoiseSource, SeededNoiseSource
 
 NO_CELL = -1  # of a patient whose code is zero
+CELLS_SEED = 20221  # of the centres that are normal draws, public constants
 
 
 def make_cells(samples: GeneratorCodes, whitening: Whitening) -> Cells:
@@ -57,6 +59,21 @@ def make_cells(samples: GeneratorCodes, whitening: Whitening) -> Cells:
     if not isinstance(samples, GeneratorCodes):
         raise Bug("cells_of takes GeneratorCodes; the cohort's codes must not shape the cells")
     return Cells(whitening(samples.codes))
+
+
+def choose_space(
+    known: Reference, basis: Basis | None, count: int, components: int
+) -> tuple[Whitening, Cells]:
+    """Return the whitening of codes, and `count` centres [count, components] in its coordinates.
+
+    Of a public basis: there codes of public photographs have mean 0 and deviation 1, and the
+    centres are normal draws that are the same everywhere. Without one: of generator samples.
+    """
+    if basis is None:
+        centres = make_cells(known.samples, known.whitening).centres
+        return known.whitening, Cells(centres[:count, :components])
+    draws = np.random.default_rng(CELLS_SEED).standard_normal((count, components))
+    return Whitening.of_basis(basis), Cells(draws)
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,10 @@ from client.state.group_store import Group
 from client.synthesize.coarse import add_residual, mean_known
 from client.synthesize.group import Roster
 from client.synthesize.invert import Inversion
-from client.synthesize.looks import average_looks, look_from, show_in
+from client.synthesize.looks import look_from, show_in
 from common.errors import Bug, PolicyError
 from common.models.images import to_unit
-from common.models.look import Look, field_of
+from common.models.look import Look, average_looks, field_of
 
 # How lit a pixel beside a field is, as a share of its neighbours in the field, by their number
 # among nine: medians of the public photographs of IDRiD and CSDI. At the picture's own border a

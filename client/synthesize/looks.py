@@ -62,12 +62,6 @@ def _recolour(x: Tensor, fields: Tensor, own: Look, wanted: Look) -> Tensor:
     return torch.where(fields > 0, inside, beyond).clamp(-1, 1)
 
 
-def average_looks(looks: Look) -> Look:
-    """Return the mean of N looks as one row: [1, C]; deviations are averaged in logarithms."""
-    mean = looks.mean.mean(0, keepdim=True)
-    return Look(mean, looks.deviation.log().mean(0, keepdim=True).exp())
-
-
 def relative_errors(seen: Tensor, x: Tensor, fields: Tensor) -> NDArray[np.float64]:
     """Return [N]: root mean square difference from images `x` inside their fields.
 

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from client.synthesize.looks import (
     Seen,
-    average_looks,
     look_at,
     look_from,
     look_rows,
     relative_errors,
 )
 from common.errors import Bug, ConfigurationError, RefusedError
+from common.models.basis import Basis
 from common.models.draws import device_of, draw_normal
 from common.models.encoder import Encoder
-from common.models.look import Look, field_of, look_of
+from common.models.look import Look, average_looks, field_of, look_of
 from common.models.stylegan import Generator
 from common.wire.tensors import Arrays
 
@@ -71,7 +71,7 @@ class GeneratorCodes:
 
 @dataclass(frozen=True)
 class Whitening:
-    """Principal components of generator codes, each scaled to unit variance.
+    """Principal components of generator codes, or of public ones, each of unit variance there.
 
     Eigenvalues have a floor.
     """
@@ -96,6 +96,11 @@ class Whitening:
         count = int(min(components, len(of.codes) - 1, (variance > 0).sum()))
         scale = np.sqrt(np.maximum(variance, EIGENVALUE_FLOOR * variance[0]))[:count]
         return cls(mean, directions[:count].T / scale)
+
+    @classmethod
+    def of_basis(cls, basis: Basis) -> Whitening:
+        """Return the whitening by the directions of a public basis of codes [L * d_w]."""
+        return cls(basis.mean, basis.directions.T / basis.spread)
 
     def __call__(self, codes: NDArray[np.floating]) -> NDArray[np.float64]:
         """Return float64 [N, components] for codes [N, ...]."""

@@ -64,6 +64,12 @@ def in_look(x: Tensor, lit: Tensor, own: Look, wanted: Look) -> Tensor:
     return torch.where(lit > 0, moved, x)
 
 
+def average_looks(looks: Look) -> Look:
+    """Return the mean of N looks as one row: [1, C]; deviations are averaged in logarithms."""
+    mean = looks.mean.mean(0, keepdim=True)
+    return Look(mean, looks.deviation.log().mean(0, keepdim=True).exp())
+
+
 def _shrink(mask: Tensor, beyond: float) -> Tensor:
     """The mask without its outermost pixel; `beyond` is what lies beyond the picture's border."""
     return -F.max_pool2d(F.pad(-mask, (1, 1, 1, 1), value=-beyond), 3, stride=1)

@@ -58,6 +58,10 @@ PUBLIC_BASIS = (
     "The basis of the latents is taken as public, and the images from which it was made are "
     "outside of every promise here."
 )
+PUBLIC_CODES = (
+    "The basis of the codes is taken as public, and the photographs from which it was made are "
+    "outside of every promise here."
+)
 ROSTER = (
     "Epsilon per patient takes the roster of a site as given: who is on it and with which label. "
     "A change of the roster is not covered."
@@ -340,6 +344,10 @@ def _public_files(study: Study) -> tuple[str, ...]:
 
     Every signed plan has starting checkpoints.
     """
+    files = [PUBLIC_FILES]
     if study.privatize is not None and study.privatize.basis is not None:
-        return PUBLIC_FILES, PUBLIC_BASIS
-    return (PUBLIC_FILES,)
+        files.append(PUBLIC_BASIS)
+    anchors = study.synthesis.anchors if study.synthesis else None
+    if anchors is not None and anchors.basis is not None:
+        files.append(PUBLIC_CODES)
+    return tuple(files)

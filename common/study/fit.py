@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import PolicyError, RefusedError
+from common.models.sizes import style_count
 from common.study.checkpoint_sizes import Sizes, planned_sizes, recognise
 from common.study.families import FAMILIES, Shapes
 from common.study.fields import CHECKPOINT_CAP_BYTES, Checkpoint
@@ -65,6 +66,7 @@ def misfits(study: Study, folder: Path) -> Iterator[Misfit]:
 
         yield from _compare(study, "models.encoder", encoder.start, folder, owns, expected)
     yield from _basis_misfits(study, folder)
+    yield from _code_basis_misfits(study, folder)
 
 
 def checkpoint_file(checkpoint: Checkpoint | None, folder: Path) -> Path | None:
@@ -139,25 +141,52 @@ def _basis_misfits(study: Study, folder: Path) -> Iterator[Misfit]:
     glow = study.models.glow
     if plan is None or glow is None or plan.components is None:
         return
-    path = checkpoint_file(plan.basis, folder)
-    if path is None:
-        return
     coordinates = study.intake.value_count
     if plan.levels == "top":
         coordinates >>= glow.levels - 1
-    place = "synthesis.privatize.basis"
+    yield from _compare_basis(
+        "synthesis.privatize.basis",
+        checkpoint_file(plan.basis, folder),
+        (plan.components, coordinates),
+        f"levels {plan.levels}, {study.intake.size_px} px",
+        "make a basis of the plan's own flow",
+    )
+
+
+def _code_basis_misfits(study: Study, folder: Path) -> Iterator[Misfit]:
+    """The basis of `anchors` against the generator's codes."""
+    plan = study.synthesis.anchors if study.synthesis else None
+    gan = study.models.gan
+    if plan is None or gan is None:
+        return
+    yield from _compare_basis(
+        "synthesis.anchors.basis",
+        checkpoint_file(plan.basis, folder),
+        (plan.components, style_count(study.intake.size_px) * gan.latent),
+        f"latent {gan.latent}, {study.intake.size_px} px",
+        "make one of the plan's own checkpoints: python -m server.pretrain.code_basis",
+    )
+
+
+def _compare_basis(
+    place: str, path: Path | None, needed: tuple[int, int], words: str, fix: str
+) -> Iterator[Misfit]:
+    """A basis' file against the directions and coordinates that the plan needs."""
+    if path is None:
+        return
     try:
         shape = _stored_shapes(path).get("directions", ())
     except RefusedError as error:
         yield Misfit(place, f"damaged: {error}", f"copy {path.name} anew")
         return
-    if len(shape) == 2 and shape[0] >= plan.components and shape[1] == coordinates:
+    components, coordinates = needed
+    if len(shape) == 2 and shape[0] >= components and shape[1] == coordinates:
         return
     yield Misfit(
         place,
-        f"{path.name} has directions {list(shape)}; the plan needs at least {plan.components} "
-        f"of {coordinates} coordinates (levels {plan.levels}, {study.intake.size_px} px)",
-        "make a basis of the plan's own flow",
+        f"{path.name} has directions {list(shape)}; the plan needs at least {components} "
+        f"of {coordinates} coordinates ({words})",
+        fix,
     )
 
 

@@ -141,12 +141,14 @@ class Study(FrozenModel):
         return next(s.weight for s in self.sites if s.name == site) / total
 
     def checkpoints(self) -> tuple[Checkpoint, ...]:
-        """Return every public file of the plan: starting checkpoints and the latents' basis."""
+        """Return every public file of the plan: starting checkpoints and bases."""
         files = [plan.start for plan in self.models.trained().values()]
         if self.models.encoder:
             files.append(self.models.encoder.start)
         if self.privatize:
             files.append(self.privatize.basis)
+        if self.synthesis and self.synthesis.anchors:
+            files.append(self.synthesis.anchors.basis)
         return tuple(file for file in files if file is not None)
 
     def hash(self) -> str:

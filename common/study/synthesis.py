@@ -198,6 +198,19 @@ class AnchorsPlan(FrozenModel):
         description="cells of each stratum; by default planned_patients / 3k, shared out among "
         "the strata",
     )
+    basis: Checkpoint | None = Field(
+        default=None,
+        description="public directions of codes, made from public photographs, in place of those "
+        "of generator samples",
+    )
+
+    @model_serializer(mode="wrap")
+    def _leave_out_later_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """`basis` came after the first signed plans: without one, their bytes stay."""
+        fields: dict[str, Any] = serialize(self)
+        if self.basis is None:
+            fields.pop("basis", None)
+        return fields
 
 
 class Synthesis(FrozenModel):

@@ -7,10 +7,12 @@ import json
 import math
 from collections.abc import Iterator
 from statistics import NormalDist
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import beta
@@ -19,11 +21,13 @@ from client.state.group_store import Stratum
 from client.state.ledger import PracticeReservation, Reservation
 from client.synthesize import anchors as a
 from client.synthesize.group import Roster, roster
-from client.synthesize.partition import Cells
+from client.synthesize.partition import Cells, nearest
 from client.synthesize.reference import GeneratorCodes, Whitening
 from common.errors import Bug, ConfigurationError, PolicyError
+from common.models.basis import fit
 from common.privacy.accounting import epsilon_pld, epsilon_rdp, sampler_delta
 from common.privacy.anchors import NoisyAnchors
+from common.privacy.claims import claims_of
 from common.privacy.events import anchors_event
 from common.privacy.mechanisms import SubsampledGaussian, mechanism_from
 from common.privacy.noise import LATTICE, NoiseSource, SeededNoiseSource
@@ -268,6 +272,56 @@ def test_cells_are_never_made_from_the_cohort() -> None:
     with pytest.raises(Bug, match="GeneratorCodes"):
         a.make_cells(np.zeros((5, 4)), whitening)  # type: ignore[arg-type]
     assert a.make_cells(GeneratorCodes(np.eye(4)), whitening).centres.tolist() == np.eye(4).tolist()
+
+
+def test_with_a_public_basis_neither_generator_nor_cohort_makes_the_space() -> None:
+    rng = np.random.default_rng(0)
+    public = rng.normal(3.0, [4.0, 2.0, 1.0, 0.5, 0.1], (400, 5))
+    basis = fit(public, 3)
+    known: Any = SimpleNamespace()  # not one number of the generator is asked for
+    whitening, cells = a.choose_space(known, basis, 6, 3)
+    white = whitening(public)
+    np.testing.assert_allclose(white.mean(0), 0, atol=1e-9)
+    np.testing.assert_allclose(white.std(0), 1, atol=0.01)
+    again = a.choose_space(known, fit(public[:300], 3), 6, 3)[1]
+    assert cells.centres.shape == (6, 3)
+    assert np.array_equal(cells.centres, again.centres)
+    assert len(np.unique(nearest(white, cells.centres))) == 6
+
+
+def test_a_code_of_a_public_basis_is_decoded_in_its_directions() -> None:
+    rng = np.random.default_rng(0)
+    public = rng.normal(3.0, 1.0, (400, 8))
+    whitening = Whitening.of_basis(fit(public, 8))
+    generator: Any = torch.nn.Linear(1, 1)
+    generator.layer_count, generator.latent = 2, 4
+    rows = rng.normal(size=(5, 8))
+    codes = a.latents(list(whitening(rows)), whitening, generator)
+    np.testing.assert_allclose(codes.reshape(5, 8), rows, atol=1e-5)
+    # what no coordinate holds takes the mean of the public codes
+    alone = a.latents([np.zeros(2)], whitening, generator)
+    np.testing.assert_allclose(alone.flatten(), public.mean(0), atol=1e-5)
+
+
+def test_a_plan_without_a_basis_keeps_its_bytes() -> None:
+    study = small_study(synthesis=anchors_synthesis())
+    assert '"basis"' not in study.model_dump_json()
+    basis = {"file": "codes.safetensors", "sha256": "0" * 64}
+    with_one = small_study(synthesis=anchors_synthesis(basis=basis))
+    assert '"basis"' in with_one.model_dump_json()
+    assert with_one.hash() != study.hash()
+    # neither noise nor price depends on it
+    assert anchors_event(with_one) == anchors_event(study)
+
+
+def test_a_claim_takes_a_basis_of_codes_as_public() -> None:
+    basis = {"file": "codes.safetensors", "sha256": "0" * 64}
+    plain, with_one = (
+        small_study(synthesis=anchors_synthesis(**changes)) for changes in ({}, {"basis": basis})
+    )
+    for study, told in ((plain, False), (with_one, True)):
+        given = [words for claim in claims_of(study) for words in claim.given]
+        assert any("The basis of the codes is taken as public" in one for one in given) == told
 
 
 def test_the_plan_alone_says_how_many_cells_there_are() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import threading
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from client.child import batch as batch_module
 from client.child.batch import invert_cohort
 from client.child.inputs import Batch
 from client.child.job import work
@@ -21,7 +23,9 @@ from client.state.group_store import Group, Grouping, GroupStore, Stratum
 from client.state.jobs import Job
 from client.state.ledger import Reservation
 from client.synthesize import invert as inversion
+from client.synthesize.reference import Whitening
 from common.errors import KohortError, PolicyError, RefusedError
+from common.models.basis import Basis, fit, save
 from common.models.stylegan import Critic, Generator
 from common.models.weights import numpy_weights
 from common.privacy import boundary
@@ -32,6 +36,7 @@ from common.wire import tensors
 from common.wire.messages import Header, unseal
 from server.release.items import Account
 from server.release.statement import privacy_statement, statement_markdown
+from tests import sites
 from tests.sites import (
     Hospital,
     Killed,
@@ -378,6 +383,45 @@ def test_looks_of_patients_never_enter_an_image_that_carries_an_epsilon(
     folder = job(hospital, tmp_path / "job", weights, Evidence((), (), ()))
     work(Job.read(folder), folder, bytes(32))
     assert len(tensors.read(folder / "out.safetensors", max_bytes=1 << 26)["images"])
+
+
+def test_a_public_basis_of_the_plan_makes_the_space_and_the_images(
+    tmp_path: Path,
+    weights: dict[str, tensors.Arrays],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The file is in the bundle; the images are those of its directions and no other's."""
+    written = sites.write_plan
+    rng = np.random.default_rng(0)
+    public = fit(rng.normal(size=(40, 8 * 16)), 12)
+
+    def write_plan(folder: Path, *args: Any, **changes: Any) -> Path:
+        save(public, folder / "codes.safetensors")
+        return written(folder, *args, **changes)
+
+    monkeypatch.setattr("tests.sites.write_plan", write_plan)
+    digest = hashlib.sha256(encoded(public, tmp_path / "codes.safetensors")).hexdigest()
+    basis = {"file": "codes.safetensors", "sha256": digest}
+    synthesis = {**SYNTHESIS, "anchors": {**SYNTHESIS["anchors"], "basis": basis}}
+    hospital = anchored_hospital(tmp_path / "hospital", weights, synthesis=synthesis)
+    seen: list[Any] = []
+    shown = batch_module.show_cells
+
+    def note(means: Any, whitening: Whitening, *rest: Any) -> Any:
+        seen.append(whitening)
+        return shown(means, whitening, *rest)
+
+    monkeypatch.setattr(batch_module, "show_cells", note)
+    folder = job(hospital, tmp_path / "job", weights, Evidence((), (), ()))
+    work(Job.read(folder), folder, bytes(32))
+    assert len(tensors.read(folder / "out.safetensors", max_bytes=1 << 26)["images"])
+    np.testing.assert_allclose(seen[0].mean, public.mean, atol=1e-6)
+    assert seen[0].directions.shape == (8 * 16, 8)
+
+
+def encoded(basis: Basis, path: Path) -> bytes:
+    save(basis, path)
+    return path.read_bytes()
 
 
 def test_a_site_may_forbid_anchors(tmp_path: Path, weights: dict[str, tensors.Arrays]) -> None:

@@ -14,7 +14,7 @@ from client.synthesize.group import Roster
 from client.synthesize.invert import Inversion
 from common.errors import Bug, PolicyError
 from common.models.images import to_uint8, to_unit
-from common.models.look import Look, look_of
+from common.models.look import Look, average_looks, look_of
 
 torch.set_num_threads(1)
 COMMON = Look(torch.tensor([[0.0, -0.2, -0.3]]), torch.tensor([[0.2, 0.15, 0.1]]))
@@ -66,7 +66,7 @@ def test_the_relative_error_counts_the_field_alone_in_the_images_own_deviation()
 
 def test_a_look_that_is_averaged_weighs_each_alike_and_deviations_in_logarithms() -> None:
     two = Look(torch.tensor([[0.0], [1.0]]), torch.tensor([[0.1], [0.4]]))
-    average = looks.average_looks(two)
+    average = average_looks(two)
     np.testing.assert_allclose(average.mean, [[0.5]])
     np.testing.assert_allclose(average.deviation, [[0.2]], rtol=1e-6)
 

@@ -163,6 +163,30 @@ def test_the_basis_has_the_flows_coordinates(
         check_checkpoints(study, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("shape", "fits"), [((8, 128), True), ((9, 128), True), ((7, 128), False), ((8, 768), False)]
+)
+def test_the_basis_of_anchors_has_the_codes_coordinates(
+    tmp_path: Path, shape: tuple[int, int], fits: bool
+) -> None:
+    """8 layers of 16 coordinates each at 32 px."""
+    arrays = {"mean": np.zeros(shape[1]), "directions": np.zeros(shape), "spread": np.ones(8)}
+    tensors.write(tmp_path / "codes.safetensors", arrays)
+    basis = {"file": "codes.safetensors", "sha256": "0" * 64}
+    anchors = {"noise_multiplier": 0.8, "threshold_delta": 1e-6, "components": 8, "basis": basis}
+    study = small_study(
+        synthesis__grouping="anchors", synthesis__anchors=anchors, synthesis__privatize=None
+    )
+    assert [file.name for file in study.checkpoints()] == ["codes.safetensors"]
+    if fits:
+        check_checkpoints(study, tmp_path)
+        return
+    with pytest.raises(
+        PolicyError, match=r"anchors\.basis: .*at least 8 of 128 coordinates \(latent 16, 32 px\)"
+    ):
+        check_checkpoints(study, tmp_path)
+
+
 def test_a_file_that_is_not_there_is_passed_over(tmp_path: Path) -> None:
     study = load_study(write_misfit(tmp_path / "plan", "gan"))
     check_checkpoints(study, tmp_path)
