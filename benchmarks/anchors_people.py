@@ -42,7 +42,7 @@ from client.synthesize.partition import Cells
 from client.synthesize.reference import Whitening
 from common.arrays import Floats, Images
 from common.models.basis import load
-from common.models.images import to_unit
+from common.models.images import to_uint8, to_unit
 from common.models.look import field_of, in_look, look_of
 from common.models.pretrained_features import load_features
 from common.models.stylegan import Generator
@@ -116,15 +116,15 @@ def describe(
 
 
 def in_one_look(images: Images, generator: Generator) -> Images:
-    """Images in the mean look of themselves, so that colour says nothing."""
+    """Images in the look of the generator's mean code, so that colour says nothing."""
     x = to_unit(images)
     fields = field_of(x)
     own = look_of(x, fields)
-    made = generator.synthesis(generator.broadcast(generator.mapping(torch.zeros(1, 128))))
+    made = generator.synthesis(
+        generator.broadcast(generator.mapping(torch.zeros(1, generator.latent)))
+    )
     common = look_of(made, field_of(made))
-    shown = in_look(x, fields, own, common).clamp(-1, 1)
-    levels = ((shown + 1) * 127.5).round().to(torch.uint8)
-    return np.asarray(levels.permute(0, 2, 3, 1))
+    return to_uint8(in_look(x, fields, own, common).clamp(-1, 1))
 
 
 def run(

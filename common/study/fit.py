@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import PolicyError, RefusedError
+from common.models import basis
 from common.models.sizes import style_count
 from common.study.checkpoint_sizes import Sizes, planned_sizes, recognise
 from common.study.families import FAMILIES, Shapes
@@ -171,16 +172,19 @@ def _code_basis_misfits(study: Study, folder: Path) -> Iterator[Misfit]:
 def _compare_basis(
     place: str, path: Path | None, needed: tuple[int, int], words: str, fix: str
 ) -> Iterator[Misfit]:
-    """A basis' file against the directions and coordinates that the plan needs."""
+    """A basis' file against the directions and coordinates that the plan needs.
+
+    It is read whole: else a child would refuse it, after the ledger counted its images as spent.
+    """
     if path is None:
         return
     try:
-        shape = _stored_shapes(path).get("directions", ())
+        shape = basis.load(path).directions.shape
     except RefusedError as error:
-        yield Misfit(place, f"damaged: {error}", f"copy {path.name} anew")
+        yield Misfit(place, f"damaged: {error}", f"copy {path.name} anew, or {fix}")
         return
     components, coordinates = needed
-    if len(shape) == 2 and shape[0] >= components and shape[1] == coordinates:
+    if shape[0] >= components and shape[1] == coordinates:
         return
     yield Misfit(
         place,

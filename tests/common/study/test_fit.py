@@ -151,8 +151,7 @@ def test_a_checkpoint_of_no_architecture_is_described(
 def test_the_basis_has_the_flows_coordinates(
     tmp_path: Path, shape: tuple[int, int], fits: bool
 ) -> None:
-    arrays = {"mean": np.zeros(shape[1]), "directions": np.zeros(shape), "spread": np.ones(4)}
-    tensors.write(tmp_path / "basis.safetensors", arrays)
+    write_basis(tmp_path / "basis.safetensors", shape)
     basis = {"file": "basis.safetensors", "sha256": "0" * 64}
     privatize = {"share": 0.25, "radius": 0.8, "scale": 0.5, "components": 4, "basis": basis}
     study = small_study(synthesis__privatize=privatize)
@@ -170,8 +169,7 @@ def test_the_basis_of_anchors_has_the_codes_coordinates(
     tmp_path: Path, shape: tuple[int, int], fits: bool
 ) -> None:
     """8 layers of 16 coordinates each at 32 px."""
-    arrays = {"mean": np.zeros(shape[1]), "directions": np.zeros(shape), "spread": np.ones(8)}
-    tensors.write(tmp_path / "codes.safetensors", arrays)
+    write_basis(tmp_path / "codes.safetensors", shape)
     basis = {"file": "codes.safetensors", "sha256": "0" * 64}
     anchors = {"noise_multiplier": 0.8, "threshold_delta": 1e-6, "components": 8, "basis": basis}
     study = small_study(
@@ -215,6 +213,35 @@ def test_a_damaged_basis_is_named(tmp_path: Path) -> None:
     privatize = {"share": 0.25, "radius": 0.8, "scale": 0.5, "components": 4, "basis": basis}
     study = small_study(synthesis__privatize=privatize)
     with pytest.raises(PolicyError, match=r"basis: damaged: .*not a safetensors file"):
+        check_checkpoints(study, tmp_path)
+
+
+def write_basis(path: Path, shape: tuple[int, int], **changes: np.ndarray) -> None:
+    arrays = {"mean": np.zeros(shape[1]), "directions": np.eye(*shape), "spread": np.ones(shape[0])}
+    tensors.write(path, arrays | changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"mean": np.zeros(127)}, "expected mean"),
+        ({"spread": np.ones(7)}, "expected mean"),
+        ({"spread": np.zeros(8)}, "not positive"),
+        ({"directions": np.ones((8, 128))}, "not orthonormal"),
+        ({"directions": np.full((8, 128), np.nan)}, "expected mean"),
+        ({"mean": np.zeros(128), "more": np.ones(1)}, "expected mean, directions and spread"),
+    ],
+)
+def test_a_basis_that_a_child_would_refuse_is_refused_before_anything_is_spent(
+    tmp_path: Path, changes: dict[str, np.ndarray], words: str
+) -> None:
+    write_basis(tmp_path / "codes.safetensors", (8, 128), **changes)
+    file = {"file": "codes.safetensors", "sha256": "0" * 64}
+    anchors = {"noise_multiplier": 0.8, "threshold_delta": 1e-6, "components": 8, "basis": file}
+    study = small_study(
+        synthesis__grouping="anchors", synthesis__anchors=anchors, synthesis__privatize=None
+    )
+    with pytest.raises(PolicyError, match=rf"anchors\.basis: damaged: .*{words}"):
         check_checkpoints(study, tmp_path)
 
 
