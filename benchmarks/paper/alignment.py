@@ -135,6 +135,27 @@ def paper_align(centroids: Tensor, targets: PaperTargets, loss: PaperLoss) -> tu
     return codes.detach(), torch.stack(history)
 
 
+def keep_nearer(
+    aligned: Tensor, centroids: Tensor, real: Tensor, generator: Synthesizer, pooled: Features
+) -> Tensor:
+    """The aligned code where its image is nearer to its group's sources, else the centroid.
+
+    An option that the paper does not have, and the product's rule (client/synthesize/nearer.py).
+    Codes [B, L, d_w]; real sources [B, k, 3, H, W] in [-1, 1]. `pooled`: features
+    [N, 3, H, W] -> [N, D] that the alignment does not optimise. A distance that is not finite keeps
+    the centroid.
+    """
+    with torch.no_grad():
+        target = pooled(real.flatten(0, 1)).unflatten(0, real.shape[:2]).mean(1)
+
+        def away(codes: Tensor) -> Tensor:
+            made = generator.synthesis(codes).clamp(-1, 1)
+            return (pooled(made) - target).square().sum(1)
+
+        nearer = away(aligned) < away(centroids)
+        return torch.where(nearer[:, None, None], aligned, centroids)
+
+
 def paper_learning_rate(t: float) -> float:
     """The paper's schedule at t = step/steps: 0 at the first step (which therefore only feeds
     Adam's moments).

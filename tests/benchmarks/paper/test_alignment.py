@@ -172,3 +172,24 @@ def test_the_papers_generator_refuses_a_code_of_another_shape() -> None:
         stylegan2.PaperGenerator(16, latent=8, base=64, most_channels=6).synthesis(
             torch.zeros(1, 8, 8)
         )
+
+
+def test_a_group_keeps_its_centroid_where_alignment_leads_away_from_its_sources() -> None:
+    s = scene(torch.float32)
+    made = s.loss.generator.synthesis(s.codes).clamp(-1, 1)
+    elsewhere = torch.randn_like(s.codes)
+
+    def pooled(images: Tensor) -> Tensor:
+        return images.mean((2, 3))
+
+    def keep(aligned: Tensor, centroids: Tensor) -> Tensor:
+        """With sources that look as `s.codes` are drawn."""
+        real = made[:, None].expand(-1, K, -1, -1, -1)
+        return parity.keep_nearer(aligned, centroids, real, s.loss.generator, pooled)
+
+    assert torch.equal(keep(s.codes, elsewhere), s.codes)
+    assert torch.equal(keep(elsewhere, s.codes), s.codes)
+    mixed = torch.stack([s.codes[0], elsewhere[1]])  # each group for itself
+    assert torch.equal(keep(mixed, torch.stack([elsewhere[0], s.codes[1]])), s.codes)
+    broken = torch.full_like(s.codes, torch.nan)
+    assert torch.equal(keep(broken, elsewhere), elsewhere)
