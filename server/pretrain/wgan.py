@@ -9,7 +9,7 @@ Two things that private training cannot have make it shorter:
   - an encoder, with which the generator first learns to reconstruct pairs (variational autoencoder,
     Kingma and Welling 2014; beside a critic as in Larsen et al. 2016); a `mask-first` generator
     learns the mask from the code, and the image from the code and the true mask, and at the end
-    its samples are given the share of vessel of the pairs (`finish`);
+    its samples are given the share of vessel and the grain of the pairs (`finish`);
   - the R1 penalty on real pairs at every eighth step (Mescheder et al. 2018).
 """
 
@@ -50,6 +50,8 @@ SCORES = 1 << 21  # pixels of samples whose scores say how much a mask-first gen
 LEAST_CODES = 64
 AT_ONCE = 16  # codes whose features are in memory
 MARKED_ABOVE = 127  # of a pixel of a mask
+GRAINS = 1 << 18  # pixels of samples that say how much grain is seen
+HALVINGS = 20  # of the interval in which the grain's factor lies
 # how long the critic of a mask-first generator is trained at the end, alone
 SETTLING_STEPS = 400
 SETTLING_SHARE = 0.1  # of the run's steps, at most
@@ -223,6 +225,60 @@ def with_share_of(
     return found
 
 
+def with_grain_of(
+    pairs: NDArray[np.uint8], weights: Mapping[str, NDArray[np.float32]], plan: WganPlan
+) -> dict[str, NDArray[np.float32]]:
+    """Return weights whose samples have no more grain than `pairs` [N, S, S, 2].
+
+    `mask-first` alone: grain is what the likelihood leaves unexplained, and vessels that a painter
+    draws too broad or too faint are a part of it. So a factor of at most 1 weakens it, until
+    neighbours without vessel differ in samples as much as in the pairs, in the mean. `weights` are
+    not changed; those of other architectures return as they are.
+    """
+    found = dict(weights)
+    average = load_average(weights, plan, pairs.shape[1])
+    if not isinstance(average, MaskFirst):
+        return found
+    random = torch.Generator().manual_seed(0)
+    size_px = pairs.shape[1]
+    count = max(LEAST_CODES, GRAINS // size_px**2)
+    images, masks, grains = [], [], []
+    with torch.no_grad():
+        for some in torch.split(draw_normal((count, average.code), random, CPU), AT_ONCE):
+            features = average.features(some)
+            masks.append(average.mask(features) > 0)
+            images.append(average.painted(masks[-1].to(some) * 2 - 1, features))
+            grains.append(average.grain(draw_normal(images[-1].shape, random, CPU)))
+    image, mask, grain = torch.cat(images), torch.cat(masks), torch.cat(grains)
+    some = pairs[draw_integers(0, len(pairs), min(len(pairs), count), random).numpy()]
+    wanted = _unevenness(to_unit(some)[:, :1], to_unit(some)[:, 1:] > 0)
+    low, high = 0.0, 1.0
+    if not _unevenness((image + grain).clamp(-1, 1), mask) > wanted:
+        return found
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if _unevenness((image + middle * grain).clamp(-1, 1), mask) > wanted:
+            high = middle
+        else:
+            low = middle
+    for name in ("generator.grain.weight", "average.grain.weight"):
+        found[name] = found[name] * np.float32(low)
+    return found
+
+
+def _unevenness(images: Tensor, masks: Tensor) -> float:
+    """Mean difference of neighbours, right and below, of which `masks` [N, 1, S, S] mark neither;
+    nan if there are none.
+    """
+    apart = []
+    for axis in (2, 3):
+        end = images.shape[axis] - 1
+        either = masks.narrow(axis, 0, end) | masks.narrow(axis, 1, end)
+        difference = images.narrow(axis, 1, end) - images.narrow(axis, 0, end)
+        apart.append(difference.abs()[~either])
+    return float(torch.cat(apart).mean())
+
+
 def finish(
     pairs: NDArray[np.uint8],
     weights: Mapping[str, NDArray[np.float32]],
@@ -233,10 +289,11 @@ def finish(
 ) -> dict[str, NDArray[np.float32]]:
     """Return the weights that a study starts from, after `steps` steps on `pairs` [N, S, S, 2].
 
-    `mask-first` alone: samples get the share of vessel of the pairs, and the critic, which knew
-    them with less, learns to judge these; a study's first steps would otherwise mark more and more.
+    `mask-first` alone: samples get the share of vessel and the grain of the pairs, and the critic,
+    which knew them with less vessel and more grain, learns to judge these; a study's first steps
+    would otherwise mark more and more.
     """
-    found = with_share_of(pairs, weights, plan)
+    found = with_grain_of(pairs, with_share_of(pairs, weights, plan), plan)
     generator, _, critic = load(found, plan, pairs.shape[1])
     if not isinstance(generator, MaskFirst):
         return found
