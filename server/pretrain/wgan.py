@@ -244,14 +244,14 @@ def with_grain_of(
     count = max(LEAST_CODES, GRAINS // size_px**2)
     images, masks, grains = [], [], []
     with torch.no_grad():
-        for some in torch.split(draw_normal((count, average.code), random, CPU), AT_ONCE):
-            features = average.features(some)
+        for codes in torch.split(draw_normal((count, average.code), random, CPU), AT_ONCE):
+            features = average.features(codes)
             masks.append(average.mask(features) > 0)
-            images.append(average.painted(masks[-1].to(some) * 2 - 1, features))
+            images.append(average.painted(masks[-1].to(codes) * 2 - 1, features))
             grains.append(average.grain(draw_normal(images[-1].shape, random, CPU)))
     image, mask, grain = torch.cat(images), torch.cat(masks), torch.cat(grains)
-    some = pairs[draw_integers(0, len(pairs), min(len(pairs), count), random).numpy()]
-    wanted = _unevenness(to_unit(some)[:, :1], to_unit(some)[:, 1:] > 0)
+    some = to_unit(pairs[draw_integers(0, len(pairs), min(len(pairs), count), random).numpy()])
+    wanted = _unevenness(some[:, :1], some[:, 1:] > 0)
     low, high = 0.0, 1.0
     if not _unevenness((image + grain).clamp(-1, 1), mask) > wanted:
         return found
@@ -279,6 +279,16 @@ def _unevenness(images: Tensor, masks: Tensor) -> float:
     return float(torch.cat(apart).mean())
 
 
+def like_pairs(
+    pairs: NDArray[np.uint8], weights: Mapping[str, NDArray[np.float32]], plan: WganPlan
+) -> dict[str, NDArray[np.float32]]:
+    """Return weights whose samples have the share of vessel and the grain of `pairs` [N, S, S, 2].
+
+    The grain comes last: it is measured where no vessel is.
+    """
+    return with_grain_of(pairs, with_share_of(pairs, weights, plan), plan)
+
+
 def finish(
     pairs: NDArray[np.uint8],
     weights: Mapping[str, NDArray[np.float32]],
@@ -293,7 +303,7 @@ def finish(
     which knew them with less vessel and more grain, learns to judge these; a study's first steps
     would otherwise mark more and more.
     """
-    found = with_grain_of(pairs, with_share_of(pairs, weights, plan), plan)
+    found = like_pairs(pairs, weights, plan)
     generator, _, critic = load(found, plan, pairs.shape[1])
     if not isinstance(generator, MaskFirst):
         return found

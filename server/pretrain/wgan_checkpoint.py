@@ -28,7 +28,7 @@ from common.study.training import WganPlan
 from common.wire import tensors
 from server.pretrain.provenance import Provenance
 from server.pretrain.session import Session, usable_device
-from server.pretrain.wgan import Recipe, arrays_of, finish, pretrain, with_share_of
+from server.pretrain.wgan import Recipe, arrays_of, finish, like_pairs, pretrain
 from server.public_data.pairs import PublicPairs
 from server.public_data.pictures import contact_sheet, triptychs
 
@@ -97,7 +97,7 @@ def run(
             if share >= 1:
                 found = finish(source.pairs, arrays, plan, done, recipe, device)
             else:
-                found = with_share_of(source.pairs, arrays, plan)
+                found = like_pairs(source.pairs, arrays, plan)
             _save(out, found, arrays, plan, source.pairs.shape[1], state)
             saved = time.monotonic()
         if share >= 1:

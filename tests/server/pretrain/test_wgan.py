@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from server.pretrain.wgan import (
     Recipe,
     arrays_of,
     finish,
+    like_pairs,
     missed_by,
     pretrain,
     with_grain_of,
@@ -200,7 +202,7 @@ def test_the_critic_of_a_mask_first_start_knows_its_samples(source: PublicPairs)
     recipe = Recipe(batch=8, learning_rate=3e-3, warm_up=100)
     run = pretrain(source.pairs, plan, 0, recipe)
     given = arrays_of(next(itertools.islice(run, 30, None)))
-    moved_alone = with_grain_of(source.pairs, with_share_of(source.pairs, given, plan), plan)
+    moved_alone = like_pairs(source.pairs, given, plan)
     found = finish(source.pairs, given, plan, 300, recipe)
     again = finish(source.pairs, given, plan, 300, recipe)
     assert same(found, again)
@@ -230,6 +232,31 @@ def test_a_written_checkpoint_marks_as_much_as_its_pairs(
     drawn = sample(average, 400, torch.Generator().manual_seed(9))
     true = float((source.pairs[..., 1] > 127).mean())
     assert float((drawn[..., 1] > 127).mean()) == pytest.approx(true, abs=0.01)
+
+
+def test_a_checkpoint_saved_midway_has_the_share_and_the_grain_of_its_pairs(
+    source: PublicPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever stops a run by ctrl-C starts a study from it."""
+    plan = public_plan(width=8, generator_width=8, latent=16, architecture="mask-first")
+    flat = source.pairs.copy()
+    flat[..., 0] = 96
+    kept: list[Weights] = []
+
+    def look(done: int, share: float) -> None:
+        if done == 3:  # what the second step saved
+            for path in (tmp_path / "wgan.safetensors", tmp_path / "training/weights.safetensors"):
+                found = tensors.read(path, max_bytes=1 << 30)
+                kept.append({name: array.astype(np.float32) for name, array in found.items()})
+
+    monkeypatch.setattr(pretrain_pairs, "SAVE_EVERY_S", 0.0)  # after each step
+    session = Session(steps=3, progress=look)
+    run(replace(source, pairs=flat), tmp_path, plan, ORIGIN, session, QUICK)
+    saved, trained = kept
+    expected = like_pairs(flat, trained, plan)
+    assert same(saved, {name: expected[name] for name in saved})
+    for name in ("average.mask.bias", "average.grain.weight"):
+        assert not np.array_equal(saved[name], trained[name])
 
 
 def test_a_run_finishes_its_networks_once_at_its_end(
