@@ -61,8 +61,7 @@ from server.pretrain.wgan import Recipe, arrays_of, finish, pretrain
 DELTA = 1e-5
 STRIP_PAIRS = 24
 RECIPE = Recipe(batch=24, adversarial=0.02, warm_up=800)
-# of the critic: all but its largest convolution, so a quarter of the numbers, and half the noise
-FEW_NUMBERS = tuple(f"critic.layers.{index}." for index in (0, 2, 3, 6, 8))
+LOOK_RATE = 0.02  # of critic and generator where the look alone is learned
 Weights = dict[str, NDArray[np.float32]]
 
 
@@ -124,8 +123,8 @@ def study_of(setting: Setting, epsilon: float, tuned: bool) -> Study:
     if setting.architecture == "mask-first":
         # a plan needs a start; what a row starts from is given to the trainer
         wgan["start"] = {"file": "public.safetensors", "sha256": "0" * 64}
-        wgan["generator_learning_rate"] = 1e-4
-        wgan["trainable"] = list(FEW_NUMBERS)
+        wgan["learning_rate"] = wgan["generator_learning_rate"] = LOOK_RATE
+        wgan["trainable"] = ["critic.look"]
     return Study.model_validate(
         {
             "format": "kohort-study/1",

@@ -11,7 +11,8 @@ Guarantees:
      critic weights have delta 0; weight clipping comes after the step, as post-processing
   3. generator and average learn from the private critic alone: `generator_step` has no argument
      that knows a patient, and its latents come from a stream of their own, which does not advance
-     with the patients drawn
+     with the patients drawn. What it learns from are the critic's scores where private gradients
+     change its layers, and of `mask-first` the look of real pairs where they change that
   4. the critic's accuracy on fakes alone decides how many critic steps a generator step takes
 Not covered: sampling, clipping, noise and accounting (private_step.py); aggregation (server).
 Optimiser state and the ladder's place stay here and end with the round.
@@ -38,7 +39,9 @@ from common.arrays import Deltas, Weights
 from common.errors import ConfigurationError
 from common.models.adam import Adam
 from common.models.moving_average import update_average
+from common.models.pair_look import look_of, pulls
 from common.models.rmsprop import RMSprop
+from common.models.sizes import LOOK
 from common.models.wgan import PLANES, Critic, Generator, load, parameters_by_name
 from common.models.wgan_losses import critic_loss, generator_loss, gradient_penalty
 from common.models.wgan_pairs import to_unit
@@ -99,7 +102,7 @@ def train(
     )
     private = PrivateStep(
         trained,
-        loss_of(critic, trained, plan.loss),
+        loss_of(critic, trained, plan),
         constants,
         reservation,
         noise,
@@ -113,7 +116,7 @@ def train(
 
     # the plan's optimiser on what the private step returns, and on the generator's own gradients
     critic_optimizer = optimizer(trained, plan.learning_rate, plan)
-    generator_optimizer = optimizer(generator.learned(), plan.generator_learning_rate, plan)
+    generator_optimizer = optimizer(moved_of(generator, plan), plan.generator_learning_rate, plan)
     ladder = Ladder(plan)
 
     # critic steps; after each `ladder.critic_steps` of them, one step of the generator
@@ -146,26 +149,33 @@ def plan_of(study: Study) -> WganPlan:
     return study.models.wgan
 
 
-def loss_of(critic: Critic, trained: Parameters, kind: str) -> PatientLoss:
+def loss_of(critic: Critic, trained: Parameters, plan: WganPlan) -> PatientLoss:
     """Return the critic's loss of one patient as a function of the `trained` tensors.
 
-    It maps (items [m, 2, S, S], fakes [m·K, 2, S, S], mix [m·K]) to a scalar.
+    It maps (items [m, 2, S, S], fakes [m·K, 2, S, S], mix [m·K], look [5]) to a scalar. Where the
+    look alone is trained, it is (critic's look - patient's look)^2/2, whose minimum is the mean.
     """
     # weights outside `trained` are constants
     everything = {name: value.detach() for name, value in critic.named_parameters()}
 
     def loss(parameters: Parameters, patient: tuple[Tensor, ...]) -> Tensor:
-        items, fakes, mix = patient
+        items, fakes, mix, look = patient
 
         def score(pairs: Tensor) -> Tensor:
             scores: Tensor = functional_call(critic, {**everything, **parameters}, (pairs,))
             return scores
 
+        found = look.new_zeros(())
+        if plan.learns_look:
+            found = (parameters[LOOK] - look).square().sum() / 2
+        if not plan.learns_scores:
+            return found
+
         # items and fakes in one pass, as one batch of this patient
         scores = score(torch.cat([items, fakes]))
-        found = critic_loss(scores[: len(items)], scores[len(items) :], kind)
+        found = found + critic_loss(scores[: len(items)], scores[len(items) :], plan.loss)
         # each fake meets one item in the gradient penalty
-        if kind == "wgan-gp":
+        if plan.loss == "wgan-gp":
             repeated = items.repeat(len(fakes) // len(items), 1, 1, 1)
             found = found + gradient_penalty(score, repeated, fakes, mix)
         return found
@@ -173,33 +183,60 @@ def loss_of(critic: Critic, trained: Parameters, kind: str) -> PatientLoss:
     return loss
 
 
+def moved_of(generator: Generator, plan: WganPlan) -> Parameters:
+    """Return by name the generator's parameters that a plan's `generator_step` moves."""
+    found: Parameters = {}
+    if plan.learns_scores:
+        found |= generator.scored()
+    if plan.learns_look:
+        by_share, by_rest = generator.looking()
+        found |= by_share | by_rest
+    return found
+
+
 def generator_step(
     generator: Generator, critic: Critic, plan: WganPlan, latents: torch.Generator
 ) -> tuple[Parameters, float]:
-    """Return the generator's gradient by name, and the critic's accuracy on its samples.
+    """Return the gradients by name of what it moves, and the critic's accuracy on its samples.
 
-    The accuracy is the share of samples scored below 0. No argument holds a patient's data.
+    The accuracy is the share of samples scored below 0; 1 where scores are not asked for. No
+    argument holds a patient's data.
     """
     device = latents.device
     z = torch.randn(GENERATOR_BATCH, generator.latent, generator=latents, device=device)
     fakes = generator(z)
-    noise = torch.randn(fakes.shape, generator=latents, device=device)
-    scores = critic(fakes + plan.input_noise * noise)
-    parameters = generator.learned()
-    gradients = torch.autograd.grad(generator_loss(scores, plan.loss), list(parameters.values()))
-    accuracy = float((scores < 0).float().mean())
-    return dict(zip(parameters, gradients, strict=True)), accuracy
+    gradients = {name: torch.zeros_like(p) for name, p in moved_of(generator, plan).items()}
+    accuracy = 1.0
+    if plan.learns_scores:
+        noise = torch.randn(fakes.shape, generator=latents, device=device)
+        scores = critic(fakes + plan.input_noise * noise)
+        _add_gradients(generator_loss(scores, plan.loss), generator.scored(), gradients)
+        accuracy = float((scores < 0).float().mean())
+    if plan.learns_look:
+        by_share, by_rest = generator.looking()
+        share, rest = pulls(fakes, critic.look)
+        _add_gradients(share, by_share, gradients)
+        _add_gradients(rest, by_rest, gradients)
+    return gradients, accuracy
+
+
+def _add_gradients(loss: Tensor, parameters: Parameters, gradients: Parameters) -> None:
+    """Add the gradients of a loss to those of the same names."""
+    found = torch.autograd.grad(loss, list(parameters.values()), retain_graph=True)
+    for name, gradient in zip(parameters, found, strict=True):
+        gradients[name] += gradient
 
 
 @torch.no_grad()
 def clip_weights(trained: Parameters, plan: WganPlan) -> None:
-    """Clamp the trained critic weights to the plan's bound, if it has one.
+    """Clamp the trained weights of the critic's layers to the plan's bound, if it has one.
 
     (Arjovsky, Chintala and Bottou 2017)
     """
     if plan.weight_clip is not None:
-        for value in trained.values():
-            value.clamp_(-plan.weight_clip, plan.weight_clip)
+        for name, value in trained.items():
+            if name != LOOK:
+                value.clamp_(-plan.weight_clip, plan.weight_clip)
 
 
 def optimizer(parameters: Parameters, rate: float, plan: WganPlan) -> Adam | RMSprop:
@@ -253,16 +290,17 @@ class Batches:
 
     @torch.no_grad()
     def __call__(self, patients: Sequence[int]) -> tuple[Tensor, ...]:
-        """Return (items [P, m, 2, S, S], fakes [P, m·K, 2, S, S], mix [P, m·K]) for P patients.
+        """Return (items [P, m, 2, S, S], fakes [P, m·K, 2, S, S], mix [P, m·K], look [P, 5]).
 
-        `mix`, in [0, 1), places the gradient penalty between items and fakes.
+        P are the patients. `mix`, in [0, 1), places the gradient penalty between items and fakes.
+        `look` is the mean of a patient's items, before noise is added to them.
         """
         groups = [self._group(group) for group in self._streams.groups(patients)]
-        items, fakes, mix = (torch.cat(parts) for parts in zip(*groups, strict=True))
-        return items, fakes, mix
+        items, fakes, mix, look = (torch.cat(parts) for parts in zip(*groups, strict=True))
+        return items, fakes, mix, look
 
-    def _group(self, patients: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Items, fakes and mix of the patients that share a pass of the generator."""
+    def _group(self, patients: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Items, fakes, mix and look of the patients that share a pass of the generator."""
         draw = self._streams.numbers(patients)
         each = self._plan.items_per_patient * self._plan.fakes_per_item
         items = torch.stack([self._items(patient) for patient in patients])
@@ -271,10 +309,11 @@ class Batches:
         )
         fakes = self._generator(z).contiguous()
         fakes = fakes.view(len(patients), each, *fakes.shape[1:])
+        look = look_of(items).mean(1)
         items = self._add_noise(items, draw)
         fakes = self._add_noise(fakes, draw)
         mix = torch.rand(len(patients), each, generator=draw, device=draw.device)
-        return items, fakes, mix
+        return items, fakes, mix, look
 
     def _add_noise(self, pairs: Tensor, draw: torch.Generator) -> Tensor:
         """Add the plan's input noise to the pairs."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 
 from common.models.sizes import (
     KOSSEN,
+    LOOK,
+    LOOK_NUMBERS,
     MASK_FIRST,
     encoded_px,
     generator_channels,
@@ -184,6 +186,8 @@ def pair_critic(size_px: int, width: int, architecture: str) -> tuple[Layer, ...
     last = size_px >> levels
     kernel = last if architecture == KOSSEN else 4
     layers.append(_convolution(f"layers.{place}", before, 1, kernel, last - kernel + 1, last))
+    if architecture == MASK_FIRST:
+        layers.append(Layer({LOOK: (LOOK_NUMBERS,)}))
     return tuple(layers)
 
 
@@ -213,6 +217,7 @@ def _mask_first(width: int, _: int, side: int) -> Iterator[Layer]:
     yield _convolution("paint.2", width, width, 3, side, side)
     yield _activation(width, side)
     yield _convolution("paint.4", width, 1, 3, side, side)
+    yield _convolution("tone", 3, 1, 1, side, side)
     yield Layer({"grain.weight": (1, 1, 3, 3)}, products=9 * side**2, kept=side**2)
 
 

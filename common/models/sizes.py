@@ -23,6 +23,13 @@ LEAST_FACTOR = 4
 ENCODED_PX = 64  # the encoder reads larger images at this size: a code holds no more of them
 # `mask-first`: side of the window whose mean features a pixel may know beside its mask
 CONTEXT_PX = 9
+# `mask-first`: numbers of the critic's look (common/models/pair_look.py), and by prefix the tensors
+# of the generator that follow its share and the rest of it, and that its scores leave as they are
+LOOK_NUMBERS = 5
+LOOK = "look"
+FOLLOWS_SHARE = ("mask.bias",)
+FOLLOWS_REST = ("tone.",)
+KEEPS_PAINT = ("paint.", "tone.", "grain.")
 
 
 def map_sides(size_px: int) -> tuple[int, ...]:

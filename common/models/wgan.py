@@ -11,8 +11,9 @@ The plan chooses one of three architectures:
   kossen2022  the paper's shape: five convolutions with instance norm, one score for a pair.
               The critic of width 96 has 25.1 M parameters. Deviations: nothing in place; GroupNorm
               in place of BatchNorm in the generator; both channels in [-1, 1], threshold 0.
-  mask-first  the critic of `small`; the generator draws a mask of -1 and 1, then the image of that
-              mask, so an image shows no vessel that its mask lacks (`MaskFirst`).
+  mask-first  the critic of `small`, which also knows the look of real pairs
+              (common/models/pair_look.py); the generator draws a mask of -1 and 1, then the image
+              of that mask, so an image shows no vessel that its mask lacks (`MaskFirst`).
 
 Global names: `generator.*`, `critic.*`, and `average.*` for the generator's exponential moving
 average, from which pairs are sampled.
@@ -28,13 +29,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from common.arrays import Weights
-from common.models.sizes import CONTEXT_PX, KOSSEN, MASK_FIRST, pair_halvings
+from common.models.sizes import (
+    CONTEXT_PX,
+    FOLLOWS_REST,
+    FOLLOWS_SHARE,
+    KEEPS_PAINT,
+    KOSSEN,
+    LOOK_NUMBERS,
+    MASK_FIRST,
+    pair_halvings,
+)
 from common.models.weights import load_weights
 
 PLANES = 2
 GROUPS = 8
 SLOPE = 0.2  # of LeakyReLU
 GRAIN = 0.1  # of the image's range [-1, 1]: deviation of the first grain
+LIFT = 0.05  # and of what is marked, from one image to the next
 
 
 class PairSize(Protocol):
@@ -62,7 +73,10 @@ class PairSize(Protocol):
 
 
 class Critic(nn.Module):
-    """Scores [N] of pairs [N, 2, S, S]; S is 32 (`small` alone), 64, 96, 128 or 256."""
+    """Scores [N] of pairs [N, 2, S, S]; S is 32 (not `kossen2022`), 64, 96, 128 or 256.
+
+    Of `mask-first`, `look` [5] is the mean look of real pairs, in its units.
+    """
 
     def __init__(self, size_px: int, width: int, architecture: str = "small") -> None:
         super().__init__()
@@ -86,6 +100,8 @@ class Critic(nn.Module):
         self.layers = nn.Sequential(*layers)
         if kossen:
             _draw_weights(self)
+        if architecture == MASK_FIRST:
+            self.look = nn.Parameter(torch.zeros(LOOK_NUMBERS))
 
     def forward(self, pairs: Tensor) -> Tensor:
         scores: Tensor = self.layers(pairs)
@@ -113,9 +129,16 @@ class Generator(nn.Module):
         if kossen:
             _draw_weights(self)
 
-    def learned(self) -> dict[str, Tensor]:
-        """Return by name the parameters that private training moves."""
+    def scored(self) -> dict[str, Tensor]:
+        """Return by name the parameters that follow the critic's scores."""
         return dict(self.named_parameters())
+
+    def looking(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return by name the parameters that follow the critic's look: its share, and the rest.
+
+        Only `mask-first` has some.
+        """
+        return {}, {}
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.start(z)
@@ -129,7 +152,8 @@ class MaskFirst(Generator):
     The first z numbers of a latent become the mask and, blurred, what surrounds it; the other S*S
     are the grain of the image. The image knows the mask as it is drawn and all else through a
     window of `CONTEXT_PX` alone, so whatever is fine in it and no grain follows the mask.
-    Private training moves the masks; how the image of a mask looks stays as the start has it.
+    The critic's scores move the masks alone. Its look moves how much is marked, the tone of marked
+    and unmarked pixels, and the grain.
     """
 
     def __init__(self, size_px: int, width: int, latent: int) -> None:
@@ -146,20 +170,28 @@ class MaskFirst(Generator):
             nn.Conv2d(width, 1, 3, padding=1),
         )
         self.grain = nn.Conv2d(1, 1, 3, padding=1, bias=False)
+        self.tone = nn.Conv2d(3, 1, 1)  # of mask, lift and grain
         with torch.no_grad():
             self.grain.weight.zero_()
             self.grain.weight[0, 0, 1, 1] = GRAIN
+            self.tone.weight.copy_(torch.tensor([0.0, LIFT, 1.0]).view(1, 3, 1, 1))
+            nn.init.zeros_(self.tone.bias)  # type: ignore[arg-type]
 
     def forward(self, z: Tensor) -> Tensor:
         features = self.features(z[:, : self.code])
         mask = _one_of_two(self.mask(features))
-        grain = z[:, self.code :].reshape(len(z), 1, *features.shape[2:])
-        image = self.painted(mask, features) + self.grain(grain)
-        return torch.cat([image, mask], dim=1)
+        numbers = z[:, self.code :].reshape(len(z), 1, *features.shape[2:])
+        return torch.cat([self.painted(mask, features, numbers), mask], dim=1)
 
-    def learned(self) -> dict[str, Tensor]:
-        painted = ("paint.", "grain.")
-        return {name: p for name, p in self.named_parameters() if not name.startswith(painted)}
+    def scored(self) -> dict[str, Tensor]:
+        return {n: p for n, p in self.named_parameters() if not n.startswith(KEEPS_PAINT)}
+
+    def looking(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        return self._beginning(FOLLOWS_SHARE), self._beginning(FOLLOWS_REST)
+
+    def _beginning(self, prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+        """The parameters whose names begin with one of these."""
+        return {name: p for name, p in self.named_parameters() if name.startswith(prefixes)}
 
     def features(self, code: Tensor) -> Tensor:
         """Return features [N, width, S, S] of codes [N, z]."""
@@ -167,10 +199,18 @@ class MaskFirst(Generator):
         features: Tensor = self.layers(x.view(len(code), -1, self._side, self._side))
         return features
 
-    def painted(self, mask: Tensor, features: Tensor) -> Tensor:
-        """Return images [N, 1, S, S] without grain of masks [N, 1, S, S] in [-1, 1]."""
+    def painted(self, mask: Tensor, features: Tensor, numbers: Tensor | None = None) -> Tensor:
+        """Return images [N, 1, S, S] of masks [N, 1, S, S] in [-1, 1].
+
+        `numbers` [N, 1, S, S], normal, become the grain, and their sum, which is normal too, lifts
+        or lowers all that is marked in an image. None stands for zeros.
+        """
         context = F.avg_pool2d(features, CONTEXT_PX, 1, CONTEXT_PX // 2, count_include_pad=False)
-        image: Tensor = self.paint(torch.cat([mask, context], dim=1))
+        if numbers is None:
+            numbers = torch.zeros_like(mask)
+        lift = numbers.mean((2, 3), keepdim=True) * mask.shape[-1] * (mask + 1) / 2
+        tone = self.tone(torch.cat([mask, lift, self.grain(numbers)], dim=1))
+        image: Tensor = self.paint(torch.cat([mask, context], dim=1)) + tone
         return image
 
 

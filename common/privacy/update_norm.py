@@ -32,6 +32,7 @@ MULTIPLE = 3.0  # of the norm that noise alone gives: the cap that `plan` writes
 MOST = 10.0  # times that norm: above, the report warns
 DIGITS = 3  # of the cap that `plan` writes
 AVERAGE = "average."  # the prefix of a generator's moving average
+GENERATOR = "generator."
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,12 @@ def _private_norm(plan: TrainedModel, event: SubsampledGaussian) -> UpdateNorm:
 
 
 def _generator_norm(plan: GanPlan | WganPlan, family: Family, shapes: Shapes) -> UpdateNorm:
-    """The norm of the generator's tensors, without their moving average."""
+    """The norm of the generator's tensors that move, without their moving average."""
     moves = _moves(plan, plan.local_steps // plan.critic_steps)
     dimension = 0
     for name, shape in shapes.items():
-        if name.startswith(family.post_processed) and not name.startswith(AVERAGE):
+        own = name.startswith(family.post_processed) and not name.startswith(AVERAGE)
+        if own and (isinstance(plan, GanPlan) or plan.moves(name.removeprefix(GENERATOR))):
             dimension += math.prod(shape)
     size = plan.generator_learning_rate * math.sqrt(dimension)
     return UpdateNorm(size * moves.noise, size * moves.direction)

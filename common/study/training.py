@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from common.config import FrozenModel
+from common.models.sizes import FOLLOWS_REST, FOLLOWS_SHARE, KEEPS_PAINT, LOOK, MASK_FIRST
 from common.study.families import FAMILIES
 from common.study.fields import Checkpoint, Positive
 
@@ -172,6 +173,28 @@ class WganPlan(TrainedModel):
     released_pairs: int = Field(
         default=256, ge=1, le=1_000_000, description="pairs of image and mask that a release holds"
     )
+
+    @property
+    def learns_scores(self) -> bool:
+        """Whether private gradients change layers of the critic, so that its scores say more."""
+        return self._names("critic.layers.")
+
+    @property
+    def learns_look(self) -> bool:
+        """Whether private gradients change the look of real pairs: of `mask-first` alone."""
+        return self.architecture == MASK_FIRST and self._names(f"critic.{LOOK}")
+
+    def moves(self, name: str) -> bool:
+        """Whether training moves this tensor of the generator; `name` is that inside it."""
+        if self.architecture != MASK_FIRST:
+            return self.learns_scores
+        followed = self.learns_look and name.startswith((*FOLLOWS_SHARE, *FOLLOWS_REST))
+        return followed or (self.learns_scores and not name.startswith(KEEPS_PAINT))
+
+    def _names(self, part: str) -> bool:
+        """Whether `trainable` has a tensor whose name begins with `part`."""
+        chosen = self.trainable
+        return not chosen or any(p.startswith(part) or part.startswith(p) for p in chosen)
 
     @model_validator(mode="after")
     def _bounded(self) -> WganPlan:

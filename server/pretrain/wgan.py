@@ -9,7 +9,7 @@ Two things that private training cannot have make it shorter:
   - an encoder, with which the generator first learns to reconstruct pairs (variational autoencoder,
     Kingma and Welling 2014; beside a critic as in Larsen et al. 2016); a `mask-first` generator
     learns the mask from the code, and the image from the code and the true mask, and at the end
-    its samples are given the share of vessel and the grain of the pairs (`finish`);
+    its samples are given the look of the pairs (`finish`);
   - the R1 penalty on real pairs at every eighth step (Mescheder et al. 2018).
 """
 
@@ -27,6 +27,8 @@ from torch.nn import functional as F
 from common.models.adam import Adam
 from common.models.draws import draw_integers, draw_normal
 from common.models.moving_average import update_average
+from common.models.pair_look import look_of, pulls
+from common.models.sizes import LOOK
 from common.models.weights import load_weights
 from common.models.wgan import (
     PLANES,
@@ -46,12 +48,11 @@ CPU = torch.device("cpu")
 BETAS = (0.0, 0.99)
 PENALTY_EVERY = 8
 LEAST_VARIANCE = 1e-4  # of a pixel's grain, whose range is [-1, 1]
-SCORES = 1 << 21  # pixels of samples whose scores say how much a mask-first generator marks
-LEAST_CODES = 64
-AT_ONCE = 16  # codes whose features are in memory
-MARKED_ABOVE = 127  # of a pixel of a mask
-GRAINS = 1 << 18  # pixels of samples that say how much grain is seen
-HALVINGS = 20  # of the interval in which the grain's factor lies
+LOOKS = 512  # pairs whose looks are computed at a time
+# how a mask-first generator gets the look of its pairs
+FOLLOWING_STEPS = 300
+FOLLOWING_RATE = 0.02
+FOLLOWING_BATCH = 64
 # how long the critic of a mask-first generator is trained at the end, alone
 SETTLING_STEPS = 400
 SETTLING_SHARE = 0.1  # of the run's steps, at most
@@ -122,7 +123,7 @@ def pretrain(
         network.to(device)
 
     # one optimiser for the critic, one for generator and encoder together
-    critic_parameters = dict(critic.named_parameters())
+    critic_parameters = _scoring(critic)
     maker_parameters = {
         **_named_parameters("generator.", generator),
         **_named_parameters("encoder.", encoder),
@@ -186,7 +187,8 @@ def missed_by(generator: Generator, code: Tensor, real: Tensor, deviation: float
     coins = F.binary_cross_entropy_with_logits(
         2 * generator.mask(features), (mask > 0).to(real), reduction="none"
     )
-    variance = generator.grain.weight.square().sum() + LEAST_VARIANCE
+    grain = generator.tone.weight[0, 2] * generator.grain.weight
+    variance = grain.square().sum() + LEAST_VARIANCE
     beside = (image - generator.painted(mask, features)).square() / variance
     missed: Tensor = (coins + (beside + variance.log()) / 2).sum((1, 2, 3)).mean()
     return missed
@@ -197,96 +199,46 @@ def arrays_of(weights: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
     return {name: value.cpu().numpy() for name, value in weights.items()}
 
 
-def with_share_of(
-    pairs: NDArray[np.uint8], weights: Mapping[str, NDArray[np.float32]], plan: WganPlan
-) -> dict[str, NDArray[np.float32]]:
-    """Return weights whose samples mark the share of vessel that `pairs` [N, S, S, 2] have.
-
-    `mask-first` alone: a constant moves every score of the mask, in generator and average alike.
-    Where it is unsure of a pixel a likelihood leaves it unmarked, so without this the vessels of
-    samples are fragments. `weights` are not changed; those of other architectures return as they
-    are.
-    """
-    found = dict(weights)
-    average = load_average(weights, plan, pairs.shape[1])
-    if not isinstance(average, MaskFirst):
-        return found
-    random = torch.Generator().manual_seed(0)
-    count = max(LEAST_CODES, SCORES // pairs.shape[1] ** 2)
-    with torch.no_grad():
-        codes = draw_normal((count, average.code), random, CPU)
-        scores = [
-            average.mask(average.features(some)).flatten() for some in torch.split(codes, AT_ONCE)
-        ]
-    marked = float((pairs[..., 1] > MARKED_ABOVE).mean())
-    surplus = np.float32(np.quantile(torch.cat(scores).numpy(), 1 - marked))
-    for name in ("generator.mask.bias", "average.mask.bias"):
-        found[name] = found[name] - surplus
-    return found
-
-
-def with_grain_of(
-    pairs: NDArray[np.uint8], weights: Mapping[str, NDArray[np.float32]], plan: WganPlan
-) -> dict[str, NDArray[np.float32]]:
-    """Return weights whose samples have no more grain than `pairs` [N, S, S, 2].
-
-    `mask-first` alone: grain is what the likelihood leaves unexplained, and vessels that a painter
-    draws too broad or too faint are a part of it. So a factor of at most 1 weakens it, until
-    neighbours without vessel differ in samples as much as in the pairs, in the mean. `weights` are
-    not changed; those of other architectures return as they are.
-    """
-    found = dict(weights)
-    average = load_average(weights, plan, pairs.shape[1])
-    if not isinstance(average, MaskFirst):
-        return found
-    random = torch.Generator().manual_seed(0)
-    size_px = pairs.shape[1]
-    count = max(LEAST_CODES, GRAINS // size_px**2)
-    images, masks, grains = [], [], []
-    with torch.no_grad():
-        for codes in torch.split(draw_normal((count, average.code), random, CPU), AT_ONCE):
-            features = average.features(codes)
-            masks.append(average.mask(features) > 0)
-            images.append(average.painted(masks[-1].to(codes) * 2 - 1, features))
-            grains.append(average.grain(draw_normal(images[-1].shape, random, CPU)))
-    image, mask, grain = torch.cat(images), torch.cat(masks), torch.cat(grains)
-    some = to_unit(pairs[draw_integers(0, len(pairs), min(len(pairs), count), random).numpy()])
-    wanted = _unevenness(some[:, :1], some[:, 1:] > 0)
-    low, high = 0.0, 1.0
-    if not _unevenness((image + grain).clamp(-1, 1), mask) > wanted:
-        return found
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if _unevenness((image + middle * grain).clamp(-1, 1), mask) > wanted:
-            high = middle
-        else:
-            low = middle
-    for name in ("generator.grain.weight", "average.grain.weight"):
-        found[name] = found[name] * np.float32(low)
-    return found
-
-
-def _unevenness(images: Tensor, masks: Tensor) -> float:
-    """Mean difference of neighbours, right and below, of which `masks` [N, 1, S, S] mark neither;
-    nan if there are none.
-    """
-    apart = []
-    for axis in (2, 3):
-        end = images.shape[axis] - 1
-        either = masks.narrow(axis, 0, end) | masks.narrow(axis, 1, end)
-        difference = images.narrow(axis, 1, end) - images.narrow(axis, 0, end)
-        apart.append(difference.abs()[~either])
-    return float(torch.cat(apart).mean())
-
-
 def like_pairs(
     pairs: NDArray[np.uint8], weights: Mapping[str, NDArray[np.float32]], plan: WganPlan
 ) -> dict[str, NDArray[np.float32]]:
-    """Return weights whose samples have the share of vessel and the grain of `pairs` [N, S, S, 2].
+    """Return weights whose samples have the look of `pairs` [N, S, S, 2].
 
-    The grain comes last: it is measured where no vessel is.
+    `mask-first` alone: what follows the look is moved, alike in generator and average, and the
+    critic gets the look of the pairs, from which private training goes on. A likelihood leaves
+    unmarked what it is unsure of, takes for grain what the painter could not draw, and knows no
+    difference between pairs that the code does not tell: samples had fragments for vessels, all
+    alike, and too much grain. `weights` are not changed; those of other architectures return as
+    they are.
     """
-    return with_grain_of(pairs, with_share_of(pairs, weights, plan), plan)
+    found = dict(weights)
+    average = load_average(weights, plan, pairs.shape[1])
+    if not isinstance(average, MaskFirst):
+        return found
+    looks = [look_of(to_unit(some)) for some in np.array_split(pairs, -(-len(pairs) // LOOKS))]
+    look = torch.cat(looks).mean(0)
+    _follow(average, look)
+    for name, parameter in average.named_parameters():
+        change = parameter.detach().numpy() - weights[f"average.{name}"]
+        found[f"average.{name}"] = weights[f"average.{name}"] + change
+        found[f"generator.{name}"] = weights[f"generator.{name}"] + change
+    found[f"critic.{LOOK}"] = look.numpy()
+    return found
+
+
+def _follow(generator: MaskFirst, look: Tensor) -> None:
+    """Move what follows the look until samples have it; the steps shrink to nothing."""
+    random = torch.Generator().manual_seed(0)
+    by_share, by_rest = generator.looking()
+    adam = Adam({**by_share, **by_rest}, FOLLOWING_RATE, BETAS)
+    for step in range(FOLLOWING_STEPS):
+        adam.rate = FOLLOWING_RATE * (1 - step / FOLLOWING_STEPS)
+        made = generator(draw_normal((FOLLOWING_BATCH, generator.latent), random, CPU))
+        share, rest = pulls(made, look)
+        gradients = torch.autograd.grad(share, list(by_share.values()), retain_graph=True)
+        others = torch.autograd.grad(rest, list(by_rest.values()))
+        names = (*by_share, *by_rest)
+        adam.step(dict(zip(names, (*gradients, *others), strict=True)))
 
 
 def finish(
@@ -299,9 +251,9 @@ def finish(
 ) -> dict[str, NDArray[np.float32]]:
     """Return the weights that a study starts from, after `steps` steps on `pairs` [N, S, S, 2].
 
-    `mask-first` alone: samples get the share of vessel and the grain of the pairs, and the critic,
-    which knew them with less vessel and more grain, learns to judge these; a study's first steps
-    would otherwise mark more and more.
+    `mask-first` alone: samples get the look of the pairs (`like_pairs`), and the critic, which knew
+    them with less vessel and more grain, learns to judge these; a study's first steps would
+    otherwise mark more and more.
     """
     found = like_pairs(pairs, weights, plan)
     generator, _, critic = load(found, plan, pairs.shape[1])
@@ -312,7 +264,7 @@ def finish(
     data = torch.from_numpy(np.require(pairs, requirements=["C", "W"])).to(device)
     generator.to(device)
     critic.to(device)
-    adam = Adam(dict(critic.named_parameters()), recipe.critic_learning_rate, BETAS)
+    adam = Adam(_scoring(critic), recipe.critic_learning_rate, BETAS)
 
     def add_noise(x: Tensor) -> Tensor:
         return x + plan.input_noise * draw_normal(x.shape, random, device)
@@ -346,7 +298,7 @@ def _critic_step(
     if penalise:
         (slopes,) = torch.autograd.grad(scores[: len(real)].sum(), real, create_graph=True)
         loss = loss + recipe.penalty * PENALTY_EVERY / 2 * slopes.square().sum((1, 2, 3)).mean()
-    adam.step(_gradients(loss, dict(critic.named_parameters())))
+    adam.step(_gradients(loss, _scoring(critic)))
 
 
 def _augment(pairs: Tensor, random: torch.Generator) -> Tensor:
@@ -357,6 +309,11 @@ def _augment(pairs: Tensor, random: torch.Generator) -> Tensor:
     if _toss(random):
         pairs = pairs.transpose(2, 3).contiguous()
     return pairs
+
+
+def _scoring(critic: Critic) -> dict[str, Tensor]:
+    """The parameters of the critic that its scores depend on, by name: all but its look."""
+    return {name: p for name, p in critic.named_parameters() if name != LOOK}
 
 
 def _toss(random: torch.Generator) -> bool:

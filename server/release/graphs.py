@@ -172,7 +172,7 @@ def wgan_graph(arrays: Arrays, plan: WganPlan, size_px: int) -> Exported:
     elif mask_first:
         grain = _numbers_of(graph, z, plan.latent, numbers)
         grain = graph("Reshape", grain, graph.whole(-1, 1, size_px, size_px))
-        pair = _mask_and_image(parts, _upsampled(parts, x, levels, side), grain)
+        pair = _mask_and_image(parts, _upsampled(parts, x, levels, side), grain, size_px)
     else:
         pair = parts.conv(_upsampled(parts, x, levels, side), f"layers.{2 + 4 * levels}")
     return graph.finish("wgan", pair, (PLANES, size_px, size_px))
@@ -199,7 +199,7 @@ def _upsampled(parts: Parts, x: str, levels: int, side: int) -> str:
     return x
 
 
-def _mask_and_image(parts: Parts, features: str, grain: str) -> str:
+def _mask_and_image(parts: Parts, features: str, grain: str, size_px: int) -> str:
     """A mask of -1 and 1, and the image of that mask and of blurred features, with grain."""
     graph = parts.graph
     marked = graph("Greater", parts.conv(features, "mask"), graph.number(0.0))
@@ -210,8 +210,13 @@ def _mask_and_image(parts: Parts, features: str, grain: str) -> str:
     x = graph("Concat", mask, context, axis=1)
     for layer in ("paint.0", "paint.2"):
         x = graph("LeakyRelu", parts.conv(x, layer), alpha=SLOPE)
+    # the sum of the grain's numbers, normal as they are, lifts what is marked
+    lift = graph("ReduceMean", grain, graph.whole(2, 3), keepdims=1)
+    lift = graph("Mul", lift, graph.number(float(size_px)))
+    lift = graph("Mul", lift, graph("Where", marked, graph.number(1.0), graph.number(0.0)))
     noise = graph("Conv", grain, parts.tensor("grain.weight"), pads=[1] * 4)
-    image = graph("Add", parts.conv(x, "paint.4"), noise)
+    tone = parts.conv(graph("Concat", mask, lift, noise, axis=1), "tone")
+    image = graph("Add", parts.conv(x, "paint.4"), tone)
     return graph("Concat", image, mask, axis=1)
 
 

@@ -121,7 +121,9 @@ def test_every_step_of_the_round_takes_one_from_the_reservation() -> None:
 def test_a_patient_with_one_pair_and_one_with_many_bring_one_unit_each() -> None:
     plan, counts = plan_of(items_per_patient=2), (1, 500)
     generator, _ = build(plan, 32)
-    items, fakes, _ = train_wgan.Batches(cohort(counts=counts), generator, plan, Streams(0))([0, 1])
+    items, fakes, _, _ = train_wgan.Batches(cohort(counts=counts), generator, plan, Streams(0))(
+        [0, 1]
+    )
     assert items.shape[:2] == fakes.shape[:2] == (2, 2)
     for patient in (0, 1):
         assert 0 < lattice_norm([patient], counts, loud=True) <= LATTICE
@@ -132,7 +134,7 @@ def critic_sum(drawn: Sequence[int], counts: Sequence[int], loud: bool) -> NDArr
 
     `loud`: with gradients far above the clip.
     """
-    plan = plan_of(items_per_patient=2)
+    plan = plan_of(items_per_patient=2, loss="logistic")
     torch.manual_seed(0)
     generator, critic = build(plan, 32)
     if loud:
@@ -141,7 +143,7 @@ def critic_sum(drawn: Sequence[int], counts: Sequence[int], loud: bool) -> NDArr
     trained = train_wgan.trainable(critic, "critic.", plan.trainable, "wgan", "")
     private = PrivateStep(
         trained,
-        train_wgan.loss_of(critic, trained, "logistic"),
+        train_wgan.loss_of(critic, trained, plan),
         StepConstants(
             clip=1.0, noise_multiplier=1.0, sampling_rate=0.5, divisor=1, items_per_patient=2
         ),
@@ -179,8 +181,10 @@ def test_a_patients_tensors_depend_on_no_other_patient() -> None:
     def batch(images: object) -> tuple[Tensor, ...]:
         return train_wgan.Batches(images, generator, plan, Streams(0))([1, 2, 3])  # type: ignore[arg-type]
 
-    for before, after in zip(batch(cohort())[:2], batch(changed)[:2], strict=True):
+    for before, after in zip(batch(cohort()), batch(changed), strict=True):
         assert torch.equal(before[[0, 2]], after[[0, 2]])
+    for place in (0, 3):  # its items and their look
+        assert not torch.equal(batch(cohort())[place][1], batch(changed)[place][1])
     assert not torch.equal(batch(cohort())[0][1], batch(changed)[0][1])
     assert torch.equal(batch(cohort())[1], batch(changed)[1])  # fakes know no patient at all
 

@@ -17,6 +17,7 @@ from client.state.ledger import PracticeReservation
 from common.errors import ConfigurationError, PolicyError, RefusedError
 from common.models import wgan, wgan_pairs
 from common.models.adam import Adam
+from common.models.pair_look import look_of, tone_of
 from common.models.rmsprop import RMSprop
 from common.models.wgan import build
 from common.privacy.events import round_event
@@ -102,18 +103,71 @@ def test_the_average_moves_only_where_the_generator_stepped() -> None:
     assert {name.split(".")[0] for name in moved(deltas)} == {"critic"}
 
 
-def test_of_a_mask_first_generator_private_training_moves_the_masks_alone() -> None:
+MASK_FIRST: dict[str, object] = {
+    "architecture": "mask-first",
+    "start": {"file": "start.safetensors", "sha256": "0" * 64},
+}
+LOOK_ALONE = {**MASK_FIRST, "trainable": ["critic.look"], "critic_steps": 1}
+
+
+def parts(names: set[str], model: str) -> set[str]:
+    """The first parts of the names under a model: `mask` of `generator.mask.bias`."""
+    return {name.split(".")[1] for name in names if name.startswith(model)}
+
+
+def test_scores_move_the_masks_of_a_mask_first_generator_and_leave_its_paint() -> None:
     """How the image of a mask looks is public: it comes from the start."""
-    begin = {"file": "start.safetensors", "sha256": "0" * 64}
-    plan = study(architecture="mask-first", start=begin, local_steps=4)
-    painted = {"paint", "grain"}
-    deltas = one_round(plan)
-    for name in deltas:
-        model, part = name.split(".")[:2]
-        if model == "generator":
-            assert bool(deltas[name].any()) == (part not in painted), name
+    names = moved(one_round(study(**MASK_FIRST, trainable=["critic.layers."], local_steps=4)))
+    assert parts(names, "generator") == {"start", "layers", "mask"}
+    assert parts(names, "critic") == {"layers"}
     with pytest.raises(ValidationError, match="mask-first needs a start"):
         study(architecture="mask-first")
+
+
+def test_a_look_moves_what_follows_it_and_nothing_else() -> None:
+    names = moved(one_round(study(**LOOK_ALONE, local_steps=4)))
+    follows = {"mask.bias", "tone.weight", "tone.bias"}
+    of_generator = {name.removeprefix("generator.") for name in names if "generator." in name}
+    assert of_generator == follows and parts(names, "critic") == {"look"}
+
+
+@pytest.mark.parametrize("architecture", ["small", "kossen2022", "mask-first"])
+@pytest.mark.parametrize("chosen", [[], ["critic."], ["critic.layers.0."], ["critic.look"]])
+def test_a_plan_says_which_tensors_of_a_generator_move(
+    architecture: str, chosen: list[str]
+) -> None:
+    plan = plan_of(start=MASK_FIRST["start"], trainable=chosen)
+    plan = plan.model_copy(update={"architecture": architecture})
+    generator, _ = build(plan, 64)
+    expected = {name for name, _ in generator.named_parameters() if plan.moves(name)}
+    assert set(train_wgan.moved_of(generator, plan)) == expected
+    assert bool(expected) == (chosen != ["critic.look"] or architecture == "mask-first")
+
+
+def test_a_site_learns_the_look_of_its_pairs_and_samples_follow_it() -> None:
+    """Some rounds of one site with little noise, from a start that knows nothing."""
+    plan = study(
+        **LOOK_ALONE,
+        local_steps=40,
+        learning_rate=0.1,
+        generator_learning_rate=0.02,
+        average_decay=0.9,
+    )
+    hospital = cohort(counts=(4,) * 50)
+    hospital.images[..., 0] = 150 + hospital.images[..., 0] // 8
+    weights = start(plan)
+    for seed in range(4):
+        deltas = one_round(plan, seed, hospital, weights)
+        weights = {name: weights[name] + deltas[name] for name in weights}
+    mean = look_of(wgan_pairs.to_unit(hospital.images)).mean(0)
+    assert np.allclose(weights["critic.look"], mean.numpy(), atol=0.3)
+    average = wgan.load_average(weights, train_wgan.plan_of(plan), 32)
+    made = wgan_pairs.sample(average, 256, torch.Generator().manual_seed(3))
+    found, wanted = (tone_of(look) for look in (look_of(wgan_pairs.to_unit(made)).mean(0), mean))
+    assert float(found.share) == pytest.approx(float(wanted.share), abs=0.05)
+    assert float(found.marked) == pytest.approx(float(wanted.marked), abs=0.1)
+    assert float(found.unmarked) == pytest.approx(float(wanted.unmarked), abs=0.1)
+    assert float(found.grain) == pytest.approx(float(wanted.grain), abs=0.02)
 
 
 # --- weight clipping and optimisers ---------------------------------------------------------------
@@ -129,6 +183,15 @@ def test_weight_clipping_bounds_every_trained_weight_and_no_other() -> None:
             assert after <= 0.01 * (1 + 1e-5), name
         else:
             assert not deltas[name].any(), name
+
+
+def test_weight_clipping_leaves_the_look() -> None:
+    plan = study(**LOSSES["wgan"], **MASK_FIRST, local_steps=4, learning_rate=0.1)
+    weights, deltas = start(plan), one_round(plan)
+    assert np.abs(weights["critic.look"] + deltas["critic.look"]).max() > 0.1
+    assert (
+        np.abs(weights["critic.layers.0.weight"] + deltas["critic.layers.0.weight"]).max() < 0.011
+    )
 
 
 def test_a_plan_without_a_bound_clips_no_weight() -> None:
@@ -233,7 +296,8 @@ def test_the_generator_steps_once_after_as_many_critic_steps_as_the_ladder_says(
 def test_each_drawn_patient_brings_its_items_and_as_many_fakes_as_the_plan_says() -> None:
     plan = plan_of(items_per_patient=2, fakes_per_item=3, input_noise=0.0)
     generator, _ = build(plan, 32)
-    items, fakes, mix = train_wgan.Batches(cohort(), generator, plan, Streams(0))([3, 5])
+    items, fakes, mix, look = train_wgan.Batches(cohort(), generator, plan, Streams(0))([3, 5])
+    assert torch.allclose(look, look_of(items).mean(1)) and look.shape == (2, 5)
     assert (
         items.shape == (2, 2, 2, 32, 32)
         and fakes.shape == (2, 6, 2, 32, 32)
@@ -253,9 +317,11 @@ def test_the_plans_input_noise_lies_on_real_and_fake_pairs_alike() -> None:
         value.data.zero_()
     black = cohort()
     black.images[:] = 0
-    items, fakes, _ = train_wgan.Batches(black, generator, plan, Streams(0))([0, 1])
+    items, fakes, _, look = train_wgan.Batches(black, generator, plan, Streams(0))([0, 1])
     assert abs(float(items.std()) - 0.5) < 0.03 and abs(float(fakes.std()) - 0.5) < 0.03
     assert abs(float(items.mean()) + 1) < 0.03 and abs(float(fakes.mean())) < 0.03
+    # a look is of the pairs as they are
+    assert torch.equal(look, look_of(torch.full((2, 2, 32, 32), -1.0)))
 
 
 @pytest.mark.parametrize("backend", ["layers", "vmap", "auto"])
@@ -268,11 +334,21 @@ def test_every_back_end_gives_the_gradients_of_one_patient_at_a_time(
             "gradients of gradients have no layer rule "
             "(tests/client/learn/fast/test_private_step_layers.py)"
         )
-    plan = plan_of(**LOSSES[loss], items_per_patient=2, fakes_per_item=2)
+    check_gradients(plan_of(**LOSSES[loss], items_per_patient=2, fakes_per_item=2), backend)
+
+
+@pytest.mark.parametrize("backend", ["layers", "vmap", "auto"])
+@pytest.mark.parametrize("chosen", [[], ["critic.look"]])
+def test_every_back_end_gives_the_gradients_of_a_look(chosen: list[str], backend: Backend) -> None:
+    check_gradients(plan_of(**MASK_FIRST, items_per_patient=2, trainable=chosen), backend)
+
+
+def check_gradients(plan: WganPlan, backend: Backend) -> None:
+    """One back end gives the rows of plain backward passes."""
     torch.manual_seed(0)
     generator, critic = build(plan, 32)
     trained = train_wgan.trainable(critic, "critic.", plan.trainable, "wgan", "")
-    score = train_wgan.loss_of(critic, trained, plan.loss)
+    score = train_wgan.loss_of(critic, trained, plan)
     batch = train_wgan.Batches(cohort(), generator, plan, Streams(0))([0, 1])
     rows: list[Tensor] = []
     for execution in (Execution("backward"), Execution(backend, chunk=2)):

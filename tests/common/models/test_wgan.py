@@ -11,6 +11,7 @@ from common.errors import ConfigurationError, RefusedError
 from common.models.sizes import PAIR_SIZES_PX
 from common.models.wgan import (
     GRAIN,
+    LIFT,
     Critic,
     Generator,
     MaskFirst,
@@ -118,8 +119,20 @@ def test_the_mask_comes_first_and_the_image_follows_it() -> None:
     with torch.no_grad():
         again = generator(other)
     assert torch.equal(again[:, 1], pairs[:, 1])
-    moved = (again[:, 0] - pairs[:, 0].detach()).std()
+    moved = (again[:, 0] - pairs[:, 0].detach())[pairs[:, 1] < 0].std()
     assert 1.3 * GRAIN < float(moved) < 1.5 * GRAIN  # two draws: sqrt(2)
+
+    # and its sum lifts what is marked in an image, all of it alike
+    even = z.clone()
+    even[:, 16:] = torch.tensor([-2.0, 0.0, 1.0, 3.0])[:, None] / 32  # a sum of 32 times that
+    level = z.clone()
+    level[:, 16:] = 0
+    with torch.no_grad():
+        generator.grain.weight.zero_()
+        apart = (generator(even) - generator(level))[:, 0]
+    for image, mask, times in zip(apart, pairs[:, 1], (-2.0, 0.0, 1.0, 3.0), strict=True):
+        assert torch.allclose(image[mask > 0], torch.tensor(times * LIFT), atol=1e-5)
+        assert not image[mask < 0].any()
 
     # the image knows each pixel of the mask, and of the rest no more than its neighbourhood
     with torch.no_grad():

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from common.errors import RefusedError
 from common.models.adam import Adam
+from common.models.pair_look import Tone, look_of, tone_of
 from common.models.weights import load_weights
 from common.models.wgan import MaskFirst, load, load_average
 from common.models.wgan_losses import critic_loss
@@ -36,8 +37,6 @@ from server.pretrain.wgan import (
     like_pairs,
     missed_by,
     pretrain,
-    with_grain_of,
-    with_share_of,
 )
 from server.pretrain.wgan_checkpoint import public_plan, run
 from server.public_data.pairs import PublicPairs, phantom_pairs
@@ -125,35 +124,8 @@ def test_a_mask_first_generator_learns_masks_images_and_grain(source: PublicPair
     assert seen[-1] < 0.8 * seen[0] and seen[-1] < seen[20] < seen[0]
 
 
-def test_samples_of_a_mask_first_generator_mark_as_much_as_the_pairs(source: PublicPairs) -> None:
-    plan = public_plan(width=8, generator_width=8, latent=16, architecture="mask-first")
-    recipe = Recipe(batch=8, learning_rate=3e-3, warm_up=100)
-    run = pretrain(source.pairs, plan, 0, recipe)
-    given = {
-        name: array.copy()
-        for name, array in arrays_of(next(itertools.islice(run, 30, None))).items()
-    }
-    kept = {name: array.copy() for name, array in given.items()}
-    found = with_share_of(source.pairs, given, plan)
-
-    def share(weights: Weights) -> float:
-        average = load_average(weights, plan, 32)
-        drawn = sample(average, 400, torch.Generator().manual_seed(9))
-        return float((drawn[..., 1] > 127).mean())
-
-    true = float((source.pairs[..., 1] > 127).mean())
-    assert abs(share(given) - true) > 0.03
-    assert share(found) == pytest.approx(true, abs=0.01)
-    # nothing else moves, both networks alike
-    assert same(given, kept)
-    moved = {name for name in given if not np.array_equal(given[name], found[name])}
-    assert moved == {"generator.mask.bias", "average.mask.bias"}
-    gap = [given[name] - found[name] for name in sorted(moved)]
-    assert gap[0] == pytest.approx(gap[1], abs=1e-6)
-
-
-def test_samples_of_a_mask_first_generator_have_the_grain_of_the_pairs(source: PublicPairs) -> None:
-    """What a painter could not draw is no grain: backgrounds were ten times as noisy."""
+def test_samples_of_a_mask_first_generator_have_the_look_of_the_pairs(source: PublicPairs) -> None:
+    """Vessels were fragments and all alike, and backgrounds ten times as noisy as they are."""
     plan = public_plan(width=8, generator_width=8, latent=16, architecture="mask-first")
     run = pretrain(source.pairs, plan, 0, Recipe(batch=8, learning_rate=3e-3, warm_up=100))
     given = {
@@ -161,39 +133,40 @@ def test_samples_of_a_mask_first_generator_have_the_grain_of_the_pairs(source: P
         for name, array in arrays_of(next(itertools.islice(run, 30, None))).items()
     }
     kept = {name: array.copy() for name, array in given.items()}
-
-    def unevenness(pairs: NDArray[np.uint8]) -> float:
-        image = pairs[..., 0].astype(np.float64)
-        marked = pairs[..., 1] > 127
-        across = np.abs(np.diff(image, axis=2))[~(marked[:, :, 1:] | marked[:, :, :-1])]
-        down = np.abs(np.diff(image, axis=1))[~(marked[:, 1:] | marked[:, :-1])]
-        return float(np.concatenate([across, down]).mean())
-
-    def seen(weights: Weights) -> float:
-        average = load_average(weights, plan, 32)
-        return unevenness(sample(average, 300, torch.Generator().manual_seed(9)))
-
     smooth = source.pairs.copy()
     smooth[..., 0] = np.where(smooth[..., 1] > 127, smooth[..., 0], 96 + smooth[..., 0] // 2)
-    found = with_grain_of(smooth, given, plan)
-    assert seen(given) > 1.5 * unevenness(smooth)
-    assert seen(found) == pytest.approx(unevenness(smooth), rel=0.1)
-    # nothing else moves, both networks alike, and a grain is never made stronger
+    found = like_pairs(smooth, given, plan)
+
+    def tone(pairs: NDArray[np.uint8]) -> Tone:
+        return tone_of(look_of(to_unit(pairs)).mean(0))
+
+    def seen(weights: Weights) -> Tone:
+        average = load_average(weights, plan, 32)
+        return tone(sample(average, 600, torch.Generator().manual_seed(9)))
+
+    true = tone(smooth)
+    assert float(seen(given).grain) > 1.5 * float(true.grain)
+    assert abs(float(seen(given).share - true.share)) > 0.03
+    for one, other, near in zip(seen(found), true, (0.015, 0.03, 0.03, 0.03, 0.01), strict=True):
+        assert float(one) == pytest.approx(float(other), abs=near)
+    assert torch.allclose(
+        torch.tensor(found["critic.look"]), look_of(to_unit(smooth)).mean(0), atol=1e-5
+    )
+    # nothing else moves, and both networks alike
     assert same(given, kept)
     moved = {name for name in given if not np.array_equal(given[name], found[name])}
-    assert moved == {"generator.grain.weight", "average.grain.weight"}
-    loud = smooth.copy()
-    loud[..., 0] = np.random.default_rng(0).integers(0, 256, loud.shape[:3])
-    assert same(with_grain_of(loud, given, plan), given)
-    full = smooth.copy()
-    full[..., 1] = 255
-    assert same(with_grain_of(full, given, plan), given)  # no pixel says anything
+    follows = ("mask.bias", "tone.weight", "tone.bias")
+    both = {f"{model}.{name}" for model in ("generator", "average") for name in follows}
+    assert moved == {"critic.look"} | both
+    for name in follows:
+        places = [f"{model}.{name}" for model in ("generator", "average")]
+        gaps = [found[place] - given[place] for place in places]
+        assert np.allclose(gaps[0], gaps[1], atol=1e-5)
 
 
 def test_other_architectures_stay_as_they_were_trained(source: PublicPairs) -> None:
     given = after(2, source.pairs)
-    assert same(with_share_of(source.pairs, given, PLAN), given)
-    assert same(with_grain_of(source.pairs, given, PLAN), given)
+    assert same(like_pairs(source.pairs, given, PLAN), given)
     assert same(finish(source.pairs, given, PLAN, 40, QUICK), given)
 
 
@@ -208,7 +181,7 @@ def test_the_critic_of_a_mask_first_start_knows_its_samples(source: PublicPairs)
     assert same(found, again)
     # the critic alone is trained, and it tells pairs from samples better than before
     assert {name for name in found if not np.array_equal(found[name], moved_alone[name])} == {
-        name for name in found if name.startswith("critic.")
+        name for name in found if name.startswith("critic.layers.")
     }
 
     def margin(weights: Weights) -> float:
@@ -231,10 +204,10 @@ def test_a_written_checkpoint_marks_as_much_as_its_pairs(
     average = load_average({n: a.astype(np.float32) for n, a in weights.items()}, plan, 32)
     drawn = sample(average, 400, torch.Generator().manual_seed(9))
     true = float((source.pairs[..., 1] > 127).mean())
-    assert float((drawn[..., 1] > 127).mean()) == pytest.approx(true, abs=0.01)
+    assert float((drawn[..., 1] > 127).mean()) == pytest.approx(true, abs=0.02)
 
 
-def test_a_checkpoint_saved_midway_has_the_share_and_the_grain_of_its_pairs(
+def test_a_checkpoint_saved_midway_has_the_look_of_its_pairs(
     source: PublicPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever stops a run by ctrl-C starts a study from it."""
@@ -255,7 +228,7 @@ def test_a_checkpoint_saved_midway_has_the_share_and_the_grain_of_its_pairs(
     saved, trained = kept
     expected = like_pairs(flat, trained, plan)
     assert same(saved, {name: expected[name] for name in saved})
-    for name in ("average.mask.bias", "average.grain.weight"):
+    for name in ("average.mask.bias", "average.tone.weight"):
         assert not np.array_equal(saved[name], trained[name])
 
 
