@@ -82,6 +82,7 @@ class Case:
     levels: int = 4
     grouping: str = "similar"
     canaries: int = 0
+    trainable: tuple[str, ...] = ()
     merged: bool = False  # one label for everybody
     sides: bool = True
 
@@ -160,7 +161,7 @@ def pair_plan(case: Case) -> tuple[Weights, dict[str, Any]]:
     changes = {
         "modality": VESSELS["modality"],
         "intake": VESSELS["intake"] | {"size_px": case.size_px},
-        "models": {"wgan": VESSELS["models"]["wgan"] | sizes},
+        "models": {"wgan": VESSELS["models"]["wgan"] | sizes | {"trainable": case.trainable}},
         "synthesis": None,
     }
     return {"wgan": dict(weights)}, changes
@@ -200,7 +201,8 @@ def prepare(hospital: Hospital, weights: Weights, family: str, folder: Path) -> 
     else:
         job_folder(hospital, folder, "train", family, weights[family], NO_GROUPS)
         shapes = {name: array.shape for name, array in weights[family].items()}
-        trained = FAMILIES[family].private_dimension(shapes, ())
+        chosen = study.models.trained()[family].trainable
+        trained = FAMILIES[family].private_dimension(shapes, chosen)
         if study.privacy.canaries:
             secret = draw(NoiseSource(), study.privacy.canaries, trained)
             atomic_write(folder / CANARIES, tensors.dumps(secret.arrays()))

@@ -61,7 +61,9 @@ from server.pretrain.wgan import Recipe, arrays_of, finish, pretrain
 DELTA = 1e-5
 STRIP_PAIRS = 24
 RECIPE = Recipe(batch=24, adversarial=0.02, warm_up=800)
-LOOK_RATE = 0.02  # of critic and generator where the look alone is learned
+# where the look alone is learned: of critic and generator; few patients' looks lie farther away
+LOOK_RATE = 0.02
+LOOK_CLIP = 2.0
 Weights = dict[str, NDArray[np.float32]]
 
 
@@ -124,6 +126,7 @@ def study_of(setting: Setting, epsilon: float, tuned: bool) -> Study:
         # a plan needs a start; what a row starts from is given to the trainer
         wgan["start"] = {"file": "public.safetensors", "sha256": "0" * 64}
         wgan["learning_rate"] = wgan["generator_learning_rate"] = LOOK_RATE
+        wgan["clip"] = LOOK_CLIP
         wgan["trainable"] = ["critic.look"]
     return Study.model_validate(
         {

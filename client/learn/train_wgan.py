@@ -152,7 +152,7 @@ def plan_of(study: Study) -> WganPlan:
 def loss_of(critic: Critic, trained: Parameters, plan: WganPlan) -> PatientLoss:
     """Return the critic's loss of one patient as a function of the `trained` tensors.
 
-    It maps (items [m, 2, S, S], fakes [m·K, 2, S, S], mix [m·K], look [5]) to a scalar. Where the
+    It maps (items [m, 2, S, S], fakes [m·K, 2, S, S], mix [m·K], look [6]) to a scalar. Where the
     look alone is trained, it is (critic's look - patient's look)^2/2, whose minimum is the mean.
     """
     # weights outside `trained` are constants
@@ -290,7 +290,7 @@ class Batches:
 
     @torch.no_grad()
     def __call__(self, patients: Sequence[int]) -> tuple[Tensor, ...]:
-        """Return (items [P, m, 2, S, S], fakes [P, m·K, 2, S, S], mix [P, m·K], look [P, 5]).
+        """Return (items [P, m, 2, S, S], fakes [P, m·K, 2, S, S], mix [P, m·K], look [P, 6]).
 
         P are the patients. `mix`, in [0, 1), places the gradient penalty between items and fakes.
         `look` is the mean of a patient's items, before noise is added to them.

@@ -217,7 +217,7 @@ def _mask_first(width: int, _: int, side: int) -> Iterator[Layer]:
     yield _convolution("paint.2", width, width, 3, side, side)
     yield _activation(width, side)
     yield _convolution("paint.4", width, 1, 3, side, side)
-    yield _convolution("tone", 3, 1, 1, side, side)
+    yield _convolution("tone", 4, 1, 1, side, side)
     yield Layer({"grain.weight": (1, 1, 3, 3)}, products=9 * side**2, kept=side**2)
 
 

@@ -1,16 +1,16 @@
-"""The look of pairs of image and mask: five numbers in which sources of pairs differ.
+"""The look of pairs of image and mask: six numbers in which sources of pairs differ.
 
 In: pairs [..., 2, S, S] in [-1, 1], channel 0 the image, channel 1 the mask.
-Out: looks [..., 5], which may be averaged, and what such an average says (`Tone`).
+Out: looks [..., 6], which may be averaged, and what such an average says (`Tone`).
 Guarantees: a look depends on its own pair alone. Each of its numbers is a mean over the pixels of
 the pair, so an average of looks counts every pixel once; each is in a unit of its own, a public
 constant of about twice what patients of one source differ by, so that a clip norm of 1 suits.
 
-With s the share of a pair's pixels that are marked, and t the mean of these, the numbers are:
+With s the share of a pair's pixels that are marked, u the mean of the others, and c the contrast,
+which is the mean of the marked pixels less u, the numbers are:
   share     s
-  light     s t
-  square    s t^2
-  rest      the sum of the unmarked pixels, of all pixels
+  contrast  s c, and s c^2
+  ground    (1 - s) u, and (1 - s) u^2
   grain     mean difference of neighbours, right and below, of which neither is marked
 """
 
@@ -21,8 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-UNITS = (0.15, 0.1, 0.1, 0.15, 0.03)
-SCALES = (0.1, 0.1, 0.1, 0.1, 0.03)  # of the parts of a tone
+UNITS = (0.15, 0.1, 0.1, 0.15, 0.1, 0.03)
+SCALES = (0.1, 0.1, 0.1, 0.1, 0.1, 0.03)  # of the parts of a tone
 LEAST_SHARE = 1e-3
 LEAST_SPREAD = 1e-2
 
@@ -30,52 +30,64 @@ LEAST_SPREAD = 1e-2
 class Tone(NamedTuple):
     """What an average of looks says; scalars, images in [-1, 1].
 
-    `share`: of marked pixels. `marked`: their mean; `spread`: by which pairs deviate from it.
-    `unmarked`: the mean of the other pixels. `grain`: how much neighbours among them differ.
+    `share`: of marked pixels. `contrast`: the mean of these less that of the others in their pair.
+    `ground`: the mean of the others. `varies`: by which contrast and ground deviate from pair to
+    pair. `grain`: how much neighbours outside the mask differ.
     """
 
     share: Tensor
-    marked: Tensor
-    spread: Tensor
-    unmarked: Tensor
+    contrast: Tensor
+    contrast_varies: Tensor
+    ground: Tensor
+    ground_varies: Tensor
     grain: Tensor
 
 
 def look_of(pairs: Tensor) -> Tensor:
-    """Return the looks [..., 5] of pairs [..., 2, S, S]; images are clamped to [-1, 1].
+    """Return the looks [..., 6] of pairs [..., 2, S, S]; images are clamped to [-1, 1].
 
-    The gradient of `share` runs to the mask, those of the others to the image alone.
+    The gradient of the share runs to the mask, those of the others to the image alone.
     """
     image = pairs[..., 0, :, :].clamp(-1, 1)
     mask = pairs[..., 1, :, :]
     marked = (mask > 0).to(image)
     share = marked.mean((-2, -1))
-    light = (image * marked).mean((-2, -1))
+    rest = 1 - share
+    ground = (image * (1 - marked)).mean((-2, -1)) / rest.clamp(min=LEAST_SHARE)
+    level = (image * marked).mean((-2, -1)) / share.clamp(min=LEAST_SHARE)
+    contrast = level - ground
     found = (
         (mask.mean((-2, -1)) + 1) / 2,
-        light,
-        light.square() / share.clamp(min=LEAST_SHARE),
-        (image * (1 - marked)).mean((-2, -1)),
+        share * contrast,
+        share * contrast.square(),
+        rest * ground,
+        rest * ground.square(),
         _unevenness(image, 1 - marked),
     )
     return torch.stack(found, -1) / torch.tensor(UNITS).to(image)
 
 
 def tone_of(look: Tensor) -> Tone:
-    """Return what a mean look [5] says.
+    """Return what a mean look [6] says.
 
     Noise may have moved it anywhere: a share is taken as at least 0.001 and at most 0.999, and a
-    spread as at least 0.01.
+    deviation as at least 0.01.
     """
-    share, light, square, rest, grain = (look * torch.tensor(UNITS).to(look)).unbind()
+    share, *sums, grain = (look * torch.tensor(UNITS).to(look)).unbind()
     some = share.detach().clamp(LEAST_SHARE, 1 - LEAST_SHARE)
-    marked = light / some
-    spread = (square / some - marked.square()).clamp(min=LEAST_SPREAD**2).sqrt()
-    return Tone(share, marked, spread, rest / (1 - some), grain)
+    contrast = _moments(sums[0], sums[1], some)
+    ground = _moments(sums[2], sums[3], 1 - some)
+    return Tone(share, *contrast, *ground, grain)
+
+
+def _moments(total: Tensor, squares: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation from weighted sums."""
+    mean = total / weight
+    return mean, (squares / weight - mean.square()).clamp(min=LEAST_SPREAD**2).sqrt()
 
 
 def pulls(pairs: Tensor, look: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two losses that pull what made the pairs [N, 2, S, S] towards a look [5].
+    """Return two losses that pull what made the pairs [N, 2, S, S] towards a look [6].
 
     The first is of the share, the second of all else. N is even. A gradient is that of half the
     squared miss, in units of `SCALES`, but the miss comes from one half of the pairs and its slope

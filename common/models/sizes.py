@@ -25,7 +25,7 @@ ENCODED_PX = 64  # the encoder reads larger images at this size: a code holds no
 CONTEXT_PX = 9
 # `mask-first`: numbers of the critic's look (common/models/pair_look.py), and by prefix the tensors
 # of the generator that follow its share and the rest of it, and that its scores leave as they are
-LOOK_NUMBERS = 5
+LOOK_NUMBERS = 6
 LOOK = "look"
 FOLLOWS_SHARE = ("mask.bias",)
 FOLLOWS_REST = ("tone.",)

@@ -21,6 +21,7 @@ average, from which pairs are sampled.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -45,7 +46,7 @@ PLANES = 2
 GROUPS = 8
 SLOPE = 0.2  # of LeakyReLU
 GRAIN = 0.1  # of the image's range [-1, 1]: deviation of the first grain
-LIFT = 0.05  # and of what is marked, from one image to the next
+LIFT = 0.05  # and of an image, and of what is marked in it, from one to the next
 
 
 class PairSize(Protocol):
@@ -75,7 +76,7 @@ class PairSize(Protocol):
 class Critic(nn.Module):
     """Scores [N] of pairs [N, 2, S, S]; S is 32 (not `kossen2022`), 64, 96, 128 or 256.
 
-    Of `mask-first`, `look` [5] is the mean look of real pairs, in its units.
+    Of `mask-first`, `look` [6] is the mean look of real pairs, in its units.
     """
 
     def __init__(self, size_px: int, width: int, architecture: str = "small") -> None:
@@ -170,11 +171,11 @@ class MaskFirst(Generator):
             nn.Conv2d(width, 1, 3, padding=1),
         )
         self.grain = nn.Conv2d(1, 1, 3, padding=1, bias=False)
-        self.tone = nn.Conv2d(3, 1, 1)  # of mask, lift and grain
+        self.tone = nn.Conv2d(4, 1, 1)  # of mask, both lifts and grain
         with torch.no_grad():
             self.grain.weight.zero_()
             self.grain.weight[0, 0, 1, 1] = GRAIN
-            self.tone.weight.copy_(torch.tensor([0.0, LIFT, 1.0]).view(1, 3, 1, 1))
+            self.tone.weight.copy_(torch.tensor([0.0, LIFT, LIFT, 1.0]).view(1, 4, 1, 1))
             nn.init.zeros_(self.tone.bias)  # type: ignore[arg-type]
 
     def forward(self, z: Tensor) -> Tensor:
@@ -202,14 +203,17 @@ class MaskFirst(Generator):
     def painted(self, mask: Tensor, features: Tensor, numbers: Tensor | None = None) -> Tensor:
         """Return images [N, 1, S, S] of masks [N, 1, S, S] in [-1, 1].
 
-        `numbers` [N, 1, S, S], normal, become the grain, and their sum, which is normal too, lifts
-        or lowers all that is marked in an image. None stands for zeros.
+        `numbers` [N, 1, S, S], normal, become the grain. Their sums over the upper and the lower
+        half, which are normal too, lift or lower a whole image, and all that is marked in it. None
+        stands for zeros.
         """
         context = F.avg_pool2d(features, CONTEXT_PX, 1, CONTEXT_PX // 2, count_include_pad=False)
         if numbers is None:
             numbers = torch.zeros_like(mask)
-        lift = numbers.mean((2, 3), keepdim=True) * mask.shape[-1] * (mask + 1) / 2
-        tone = self.tone(torch.cat([mask, lift, self.grain(numbers)], dim=1))
+        upper, lower = (half.mean((2, 3), keepdim=True) for half in numbers.chunk(2, dim=2))
+        scale = mask.shape[-1] / math.sqrt(2)
+        lifts = (scale * upper).expand_as(mask), scale * lower * (mask + 1) / 2
+        tone = self.tone(torch.cat([mask, *lifts, self.grain(numbers)], dim=1))
         image: Tensor = self.paint(torch.cat([mask, context], dim=1)) + tone
         return image
 

@@ -36,7 +36,7 @@ from common.privacy.price import OF_AVERAGE, OF_PATIENT, PlanPrice, at_most, exa
 from common.privacy.update_norm import MOST, UpdateNorm
 from common.study.plan import Study
 from common.study.sections import trimmed_sites
-from common.study.training import TrainedModel
+from common.study.training import LOOK_ALONE, TrainedModel, WganPlan
 
 BUDGET_ROUNDING = 1e-9  # relative: of floating point alone
 RATIO_FEASIBLE = 10.0
@@ -374,6 +374,8 @@ def _remedies(study: Study, worst: ModelNoise, needs: Sequence[Needs]) -> Iterat
             f"instead of {worst.event.dimension:,}{more}: `trainable` names its last layers, "
             "the rest comes from a public pretrained checkpoint"
         )
+    if first.parameters and isinstance(worst.plan, WganPlan):
+        yield (f"or {LOOK_ALONE} learns how much is vessel, how bright vessels are, and the grain")
     if first.patients:
         more = _comfortable_words(comfortable.patients, len(needs))
         yield f"at least {first.patients:,} patients a site{more}"

@@ -7,11 +7,20 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from common.config import FrozenModel
-from common.models.sizes import FOLLOWS_REST, FOLLOWS_SHARE, KEEPS_PAINT, LOOK, MASK_FIRST
+from common.models.sizes import (
+    FOLLOWS_REST,
+    FOLLOWS_SHARE,
+    KEEPS_PAINT,
+    LOOK,
+    LOOK_NUMBERS,
+    MASK_FIRST,
+)
 from common.study.families import FAMILIES
 from common.study.fields import Checkpoint, Positive
 
 RMSPROP_DECAY = 0.99  # of the mean of squared gradients
+# how many numbers the look of pairs has, and the keys that learn nothing else, in words
+LOOK_ALONE = f"{LOOK_NUMBERS}: `architecture: {MASK_FIRST}` with `trainable: [critic.{LOOK}]`"
 
 
 class TrainedModel(FrozenModel):

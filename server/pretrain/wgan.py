@@ -187,7 +187,7 @@ def missed_by(generator: Generator, code: Tensor, real: Tensor, deviation: float
     coins = F.binary_cross_entropy_with_logits(
         2 * generator.mask(features), (mask > 0).to(real), reduction="none"
     )
-    grain = generator.tone.weight[0, 2] * generator.grain.weight
+    grain = generator.tone.weight[0, -1] * generator.grain.weight
     variance = grain.square().sum() + LEAST_VARIANCE
     beside = (image - generator.painted(mask, features)).square() / variance
     missed: Tensor = (coins + (beside + variance.log()) / 2).sum((1, 2, 3)).mean()
@@ -204,12 +204,12 @@ def like_pairs(
 ) -> dict[str, NDArray[np.float32]]:
     """Return weights whose samples have the look of `pairs` [N, S, S, 2].
 
-    `mask-first` alone: what follows the look is moved, alike in generator and average, and the
-    critic gets the look of the pairs, from which private training goes on. A likelihood leaves
-    unmarked what it is unsure of, takes for grain what the painter could not draw, and knows no
-    difference between pairs that the code does not tell: samples had fragments for vessels, all
-    alike, and too much grain. `weights` are not changed; those of other architectures return as
-    they are.
+    `mask-first` alone: what follows the look is moved in the average, which becomes the generator
+    too, or a study's average would move to a worse one. The critic gets the look of the pairs,
+    from which private training goes on. A likelihood leaves unmarked what it is unsure of, takes
+    for grain what the painter could not draw, and knows no difference between pairs that the code
+    does not tell: samples had fragments for vessels, all alike, and too much grain. `weights` are
+    not changed; those of other architectures return as they are.
     """
     found = dict(weights)
     average = load_average(weights, plan, pairs.shape[1])
@@ -219,9 +219,8 @@ def like_pairs(
     look = torch.cat(looks).mean(0)
     _follow(average, look)
     for name, parameter in average.named_parameters():
-        change = parameter.detach().numpy() - weights[f"average.{name}"]
-        found[f"average.{name}"] = weights[f"average.{name}"] + change
-        found[f"generator.{name}"] = weights[f"generator.{name}"] + change
+        found[f"average.{name}"] = parameter.detach().numpy()
+        found[f"generator.{name}"] = found[f"average.{name}"].copy()
     found[f"critic.{LOOK}"] = look.numpy()
     return found
 

@@ -210,14 +210,23 @@ def _mask_and_image(parts: Parts, features: str, grain: str, size_px: int) -> st
     x = graph("Concat", mask, context, axis=1)
     for layer in ("paint.0", "paint.2"):
         x = graph("LeakyRelu", parts.conv(x, layer), alpha=SLOPE)
-    # the sum of the grain's numbers, normal as they are, lifts what is marked
-    lift = graph("ReduceMean", grain, graph.whole(2, 3), keepdims=1)
-    lift = graph("Mul", lift, graph.number(float(size_px)))
-    lift = graph("Mul", lift, graph("Where", marked, graph.number(1.0), graph.number(0.0)))
+    # sums of the grain's numbers, normal as they are, lift an image and what is marked in it
+    half = size_px // 2
+    upper = _mean_of_rows(graph, grain, 0, half, size_px / math.sqrt(2))
+    lower = _mean_of_rows(graph, grain, half, size_px, size_px / math.sqrt(2))
+    everywhere = graph("Mul", upper, graph("Mul", mask, mask))
+    there = graph("Mul", lower, graph("Where", marked, graph.number(1.0), graph.number(0.0)))
     noise = graph("Conv", grain, parts.tensor("grain.weight"), pads=[1] * 4)
-    tone = parts.conv(graph("Concat", mask, lift, noise, axis=1), "tone")
+    tone = parts.conv(graph("Concat", mask, everywhere, there, noise, axis=1), "tone")
     image = graph("Add", parts.conv(x, "paint.4"), tone)
     return graph("Concat", image, mask, axis=1)
+
+
+def _mean_of_rows(graph: Graph, x: str, first: int, end: int, times: float) -> str:
+    """The mean [N, 1, 1, 1] over rows `first` to `end` of a map, by `times`."""
+    rows = graph("Slice", x, graph.whole(first), graph.whole(end), graph.whole(2))
+    mean = graph("ReduceMean", rows, graph.whole(2, 3), keepdims=1)
+    return graph("Mul", mean, graph.number(times))
 
 
 def _numbers_of(graph: Graph, z: str, first: int, end: int) -> str:

@@ -30,6 +30,9 @@ TRAINED = {
     "a grey generator of 256 px": Case("gan", 256, 1, merged=True, sides=False),
     "pairs of 256 px": Case("wgan", 256, 1, canaries=16),
     "pairs of 32 px, the mask first": Case("wgan", 32, 1, "mask-first"),
+    "the look of pairs with more canaries than numbers": Case(
+        "wgan", 32, 1, "mask-first", canaries=32, trainable=("critic.look",)
+    ),
     "pairs of 64 px, the published networks": Case("wgan", 64, 1, "kossen2022"),
 }
 DRAWN = {

@@ -165,8 +165,8 @@ def test_a_site_learns_the_look_of_its_pairs_and_samples_follow_it() -> None:
     made = wgan_pairs.sample(average, 256, torch.Generator().manual_seed(3))
     found, wanted = (tone_of(look) for look in (look_of(wgan_pairs.to_unit(made)).mean(0), mean))
     assert float(found.share) == pytest.approx(float(wanted.share), abs=0.05)
-    assert float(found.marked) == pytest.approx(float(wanted.marked), abs=0.1)
-    assert float(found.unmarked) == pytest.approx(float(wanted.unmarked), abs=0.1)
+    assert float(found.contrast) == pytest.approx(float(wanted.contrast), abs=0.1)
+    assert float(found.ground) == pytest.approx(float(wanted.ground), abs=0.1)
     assert float(found.grain) == pytest.approx(float(wanted.grain), abs=0.02)
 
 
@@ -297,7 +297,7 @@ def test_each_drawn_patient_brings_its_items_and_as_many_fakes_as_the_plan_says(
     plan = plan_of(items_per_patient=2, fakes_per_item=3, input_noise=0.0)
     generator, _ = build(plan, 32)
     items, fakes, mix, look = train_wgan.Batches(cohort(), generator, plan, Streams(0))([3, 5])
-    assert torch.allclose(look, look_of(items).mean(1)) and look.shape == (2, 5)
+    assert torch.allclose(look, look_of(items).mean(1)) and look.shape == (2, 6)
     assert (
         items.shape == (2, 2, 2, 32, 32)
         and fakes.shape == (2, 6, 2, 32, 32)

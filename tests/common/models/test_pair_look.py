@@ -1,6 +1,8 @@
-"""The look of pairs: five means over pixels, and what their average says."""
+"""The look of pairs: six means over pixels, and what their average says."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,23 +46,31 @@ def plainly(pair: Tensor) -> list[float]:
                 if a < SIDE and b < SIDE and not (mask[i][j] or mask[a][b]):
                     steps.append(abs(image[a][b] - image[i][j]))
     share = len(marked) / SIDE**2
-    level = sum(marked) / max(1, len(marked))
-    rest = sum(x for x, m in pixels if not m) / SIDE**2
+    ground = sum(x for x, m in pixels if not m) / max(1, len(pixels) - len(marked))
+    contrast = sum(marked) / max(1, len(marked)) - ground
     grain = sum(steps) / max(1, len(steps))
-    return [share, share * level, share * level**2, rest, grain]
+    rest = 1 - share
+    return [
+        share,
+        share * contrast,
+        share * contrast**2,
+        rest * ground,
+        rest * ground**2,
+        grain,
+    ]
 
 
 def said(tone: Tone) -> list[float]:
     return [float(value) for value in tone]
 
 
-def test_a_look_is_its_five_means_in_their_units() -> None:
+def test_a_look_is_its_six_means_in_their_units() -> None:
     given = pairs()
     expected = np.array([plainly(pair) for pair in given]) / UNITS
-    assert LOOK_NUMBERS == len(UNITS) == len(SCALES) == 5
+    assert LOOK_NUMBERS == len(UNITS) == len(SCALES) == 6
     assert np.allclose(look_of(given).numpy(), expected, atol=1e-5)
     # patients and items are axes like any other
-    assert torch.allclose(look_of(given.view(2, 3, 2, SIDE, SIDE)).view(6, 5), look_of(given))
+    assert torch.allclose(look_of(given.view(2, 3, 2, SIDE, SIDE)).view(6, 6), look_of(given))
 
 
 @pytest.mark.parametrize("value", [-1.0, 1.0])
@@ -81,30 +91,35 @@ def test_a_look_depends_on_its_own_pair_alone() -> None:
     assert not torch.equal(look_of(given)[2], look_of(changed)[2])
 
 
-def test_an_average_says_share_levels_spread_and_grain() -> None:
-    """Every marked pixel counts once, so a pair of few counts little."""
-    levels = np.array([0.2, 0.6, 0.4, 0.4])
+def test_an_average_says_share_contrast_ground_and_grain() -> None:
+    """Every marked pixel counts once in the contrast, so a pair of few counts little."""
+    contrasts = np.array([0.5, 0.9, 0.7, 0.7])
+    grounds = np.array([-0.3, -0.5, -0.1, -0.3])
     given = torch.full((4, 2, SIDE, SIDE), -1.0)
-    for pair, level in zip(given, levels, strict=True):
+    for pair, contrast, ground in zip(given, contrasts, grounds, strict=True):
         pair[1, :4] = 1
-        pair[0] = -0.3
-        pair[0, :4] = level
+        pair[0] = float(ground)
+        pair[0, :4] = float(ground + contrast)
     given[0, 1, 8:] = 1  # as many more, of the same level
     given[0, 0, 8:] = 0.2
     tone = tone_of(look_of(given).mean(0))
-    weights = np.array([12, 4, 4, 4]) / 24
-    mean = float((weights * levels).sum())
-    spread = float(np.sqrt((weights * (levels - mean) ** 2).sum()))
-    assert said(tone) == pytest.approx([24 / 64, mean, spread, -0.3, 0.0], abs=1e-5)
+
+    def moments(values: Any, weights: Any) -> tuple[float, float]:
+        mean = float((weights * values).sum() / weights.sum())
+        return mean, float(np.sqrt((weights * (values - mean) ** 2).sum() / weights.sum()))
+
+    marked = np.array([12, 4, 4, 4])
+    expected = [24 / 64, *moments(contrasts, marked), *moments(grounds, 16 - marked), 0.0]
+    assert said(tone) == pytest.approx(expected, abs=1e-5)
 
 
 def test_a_noisy_look_still_says_something_finite() -> None:
-    for look in (torch.zeros(5), torch.full((5,), -3.0), torch.full((5,), 40.0)):
+    for look in (torch.zeros(6), torch.full((6,), -3.0), torch.full((6,), 40.0)):
         tone = tone_of(look)
-        assert np.isfinite(said(tone)).all() and float(tone.spread) >= 0.999 * LEAST_SPREAD
-    assert float(tone_of(torch.zeros(5)).marked) == 0.0
-    low = tone_of(torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0]))
-    assert float(low.marked) == pytest.approx(UNITS[1] / LEAST_SHARE)
+        assert np.isfinite(said(tone)).all() and min(said(tone)[2::2]) >= 0.999 * LEAST_SPREAD
+    assert float(tone_of(torch.zeros(6)).contrast) == 0.0
+    low = tone_of(torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0]))
+    assert float(low.contrast) == pytest.approx(UNITS[1] / LEAST_SHARE)
 
 
 def test_pairs_are_pulled_by_their_miss_and_not_where_they_have_the_look() -> None:
@@ -121,7 +136,7 @@ def test_pairs_are_pulled_by_their_miss_and_not_where_they_have_the_look() -> No
 
     own = look_of(torch.cat([image, mask], 1)).mean(0).detach()
     assert max(float(slope.abs().max()) for slope in slopes(own)) < 1e-6
-    for number in range(5):
+    for number in range(6):
         more = own.clone()
         more[number] += 0.1
         assert slopes(more)[min(number, 1)].abs().max() > 1e-4
@@ -137,7 +152,7 @@ def test_a_pull_is_not_to_where_batches_differ_less() -> None:
         hard = torch.ones_like(marks)  # which pixels are marked does not matter here
         mask = 2 * marks - 1
         given = torch.cat([hard, mask], 1)
-        pull, _ = pulls(given, torch.tensor([0.2 / UNITS[0], 0.0, 0.0, 0.0, 0.0]))
+        pull, _ = pulls(given, torch.tensor([0.2 / UNITS[0], 0.0, 0.0, 0.0, 0.0, 0.0]))
         slopes.append(torch.autograd.grad(pull, share)[0])
     found = torch.stack(slopes)
     assert abs(float(found.mean())) < 4 * float(found.std()) / len(found) ** 0.5

@@ -119,20 +119,26 @@ def test_the_mask_comes_first_and_the_image_follows_it() -> None:
     with torch.no_grad():
         again = generator(other)
     assert torch.equal(again[:, 1], pairs[:, 1])
-    moved = (again[:, 0] - pairs[:, 0].detach())[pairs[:, 1] < 0].std()
+    apart = again[:, 0] - pairs[:, 0].detach()
+    each = [one[mask < 0].std() for one, mask in zip(apart, pairs[:, 1], strict=True)]
+    moved = torch.stack(each).mean()
     assert 1.3 * GRAIN < float(moved) < 1.5 * GRAIN  # two draws: sqrt(2)
 
-    # and its sum lifts what is marked in an image, all of it alike
-    even = z.clone()
-    even[:, 16:] = torch.tensor([-2.0, 0.0, 1.0, 3.0])[:, None] / 32  # a sum of 32 times that
+    # and its sums lift an image, and what is marked in it
+    lifted = z.clone()
     level = z.clone()
     level[:, 16:] = 0
+    times = torch.tensor([-2.0, 0.0, 1.0, 3.0])
+    halves = lifted[:, 16:].view(4, 2, 512)
+    halves[:, 0] = times[:, None] / 512**0.5  # a sum of 22.6 times that, which is normal
+    halves[:, 1] = times.flip(0)[:, None] / 512**0.5
     with torch.no_grad():
         generator.grain.weight.zero_()
-        apart = (generator(even) - generator(level))[:, 0]
-    for image, mask, times in zip(apart, pairs[:, 1], (-2.0, 0.0, 1.0, 3.0), strict=True):
-        assert torch.allclose(image[mask > 0], torch.tensor(times * LIFT), atol=1e-5)
-        assert not image[mask < 0].any()
+        generator.tone.weight[0, 1] = 3 * LIFT
+        apart = (generator(lifted) - generator(level))[:, 0]
+    for image, mask, whole, there in zip(apart, pairs[:, 1], times, times.flip(0), strict=True):
+        assert torch.allclose(image[mask < 0], 3 * whole * LIFT, atol=1e-5)
+        assert torch.allclose(image[mask > 0], (3 * whole + there) * LIFT, atol=1e-5)
 
     # the image knows each pixel of the mask, and of the rest no more than its neighbourhood
     with torch.no_grad():

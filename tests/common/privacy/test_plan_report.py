@@ -12,7 +12,7 @@ from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.plan_report import feasibility, refuse_infeasible
 from common.privacy.planning import effective_sites
 from common.study.plan import Study
-from tests.studies import small_plan, small_study
+from tests.studies import small_plan, small_study, vessels_plan
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # third-party accountants and torch
 
@@ -208,6 +208,22 @@ def test_what_the_fixes_promise_holds_and_nothing_smaller_does() -> None:
         "fewer steps alone",
     ):
         assert word in text
+
+
+def test_a_plan_of_pairs_that_would_not_learn_is_told_of_their_look() -> None:
+    few = {
+        "privacy": {"epsilon": 8.0, "delta": 1e-5, "planned_patients": 41},
+        "models__wgan__rounds": 40,
+        "models__wgan__local_steps": 50,
+        "models__wgan__noise_multiplier": 10.6,
+    }
+    study = Study.model_validate(vessels_plan(**few))
+    told = "or 6: `architecture: mask-first` with `trainable: [critic.look]`"
+    assert told in feasibility(study, {"wgan": 250_000}, prv=False).to_text()
+    # and it is true: six numbers are feasible where these are not
+    assert feasibility(study, {"wgan": 6}, prv=False).verdict == "feasible"
+    images = plan(planned_patients=41, patients_per_step=16, noise_multiplier=10.6)
+    assert "critic.look" not in feasibility(images, {"gan": 250_000}, prv=False).to_text()
 
 
 def test_noise_that_the_epsilon_does_not_ask_for_is_the_first_thing_to_lower() -> None:
