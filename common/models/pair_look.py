@@ -31,8 +31,8 @@ class Tone(NamedTuple):
     """What an average of looks says; scalars, images in [-1, 1].
 
     `share`: of marked pixels. `contrast`: the mean of these less that of the others in their pair.
-    `ground`: the mean of the others. `varies`: by which contrast and ground deviate from pair to
-    pair. `grain`: how much neighbours outside the mask differ.
+    `ground`: the mean of the others. `contrast_varies`, `ground_varies`: their standard deviations
+    from pair to pair. `grain`: how much neighbours outside the mask differ.
     """
 
     share: Tensor

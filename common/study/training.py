@@ -120,7 +120,9 @@ class WganPlan(TrainedModel):
     architecture: Literal["small", "kossen2022", "mask-first"] = Field(
         default="small",
         description="networks: `small`; the shape of Kossen et al. 2022, which needs at least "
-        "64 px; or `mask-first`, whose generator draws a mask and then the image of that mask",
+        "64 px; or `mask-first`, whose generator draws a mask and then the image of that mask. "
+        f"With `trainable: [critic.{LOOK}]` it learns {LOOK_NUMBERS} numbers, how the sites' pairs "
+        "look, and nothing else",
     )
     width: int = Field(
         ge=8, le=512, description="channels of the first critic layer; a multiple of 4"

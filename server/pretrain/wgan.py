@@ -15,6 +15,7 @@ Two things that private training cannot have make it shorter:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
@@ -52,7 +53,9 @@ LOOKS = 512  # pairs whose looks are computed at a time
 # how a mask-first generator gets the look of its pairs
 FOLLOWING_STEPS = 300
 FOLLOWING_RATE = 0.02
-FOLLOWING_BATCH = 64
+FOLLOWING_PIXELS = 1 << 18  # of a batch of samples: 64 at 64 px
+FOLLOWING_MOST = 64
+FOLLOWING_LEAST = 16
 # how long the critic of a mask-first generator is trained at the end, alone
 SETTLING_STEPS = 400
 SETTLING_SHARE = 0.1  # of the run's steps, at most
@@ -228,11 +231,15 @@ def like_pairs(
 def _follow(generator: MaskFirst, look: Tensor) -> None:
     """Move what follows the look until samples have it; the steps shrink to nothing."""
     random = torch.Generator().manual_seed(0)
+    side = math.isqrt(generator.latent - generator.code)
+    batch = max(FOLLOWING_LEAST, min(FOLLOWING_MOST, FOLLOWING_PIXELS // side**2))
     by_share, by_rest = generator.looking()
+    for name, parameter in generator.named_parameters():  # what stays needs no memory
+        parameter.requires_grad_(name in by_share | by_rest)
     adam = Adam({**by_share, **by_rest}, FOLLOWING_RATE, BETAS)
     for step in range(FOLLOWING_STEPS):
         adam.rate = FOLLOWING_RATE * (1 - step / FOLLOWING_STEPS)
-        made = generator(draw_normal((FOLLOWING_BATCH, generator.latent), random, CPU))
+        made = generator(draw_normal((batch, generator.latent), random, CPU))
         share, rest = pulls(made, look)
         gradients = torch.autograd.grad(share, list(by_share.values()), retain_graph=True)
         others = torch.autograd.grad(rest, list(by_rest.values()))

@@ -14,6 +14,7 @@ from client.learn import train_wgan
 from client.learn.private_step import Execution, PrivateStep, StepConstants
 from client.learn.round_parts import Streams
 from client.state.ledger import PracticeReservation
+from common.models.sizes import LOOK_NUMBERS
 from common.models.wgan import Critic, Generator, build
 from common.privacy.events import round_event
 from common.privacy.mechanisms import SubsampledGaussian
@@ -129,17 +130,28 @@ def test_a_patient_with_one_pair_and_one_with_many_bring_one_unit_each() -> None
         assert 0 < lattice_norm([patient], counts, loud=True) <= LATTICE
 
 
-def critic_sum(drawn: Sequence[int], counts: Sequence[int], loud: bool) -> NDArray[np.int64]:
+LOOK_ALONE: dict[str, object] = {
+    "architecture": "mask-first",
+    "start": {"file": "start.safetensors", "sha256": "0" * 64},
+    "trainable": ["critic.look"],
+}
+
+
+def critic_sum(
+    drawn: Sequence[int], counts: Sequence[int], loud: bool, **changes: object
+) -> NDArray[np.int64]:
     """The exact lattice sum of one critic step over the drawn patients, without noise.
 
-    `loud`: with gradients far above the clip.
+    `loud`: with gradients far above the clip. `changes` are keys of the WGAN.
     """
-    plan = plan_of(items_per_patient=2, loss="logistic")
+    plan = plan_of(items_per_patient=2, loss="logistic", **changes)
     torch.manual_seed(0)
     generator, critic = build(plan, 32)
     if loud:
         for value in critic.parameters():
             value.data.mul_(4)
+            if value.shape == (LOOK_NUMBERS,):
+                value.data.fill_(100)  # no pair looks so
     trained = train_wgan.trainable(critic, "critic.", plan.trainable, "wgan", "")
     private = PrivateStep(
         trained,
@@ -169,6 +181,15 @@ def test_one_patient_moves_a_critic_step_by_at_most_the_clip() -> None:
     assert (
         0.99 * LATTICE < moved_by <= LATTICE + 2.0
     )  # the fp32 update of sums above 2^24 rounds by at most one
+
+
+def test_one_patient_moves_the_look_by_at_most_the_clip() -> None:
+    counts = (3, 3, 40)
+    for loud in (False, True):
+        both = critic_sum([0, 1, 2], counts, loud, **LOOK_ALONE)
+        change = both - critic_sum([0, 1], counts, loud, **LOOK_ALONE)
+        moved_by = float(np.linalg.norm(change.astype(np.float64)))
+        assert len(change) == LOOK_NUMBERS and 0.5 * LATTICE < moved_by <= LATTICE + 2.0
 
 
 def test_a_patients_tensors_depend_on_no_other_patient() -> None:

@@ -15,6 +15,7 @@ from common.models.encoder import Encoder
 from common.models.glow import Glow
 from common.models.glow_start import initialise_from_noise
 from common.models.latents import decode_latents, encode_images
+from common.models.pair_look import look_of, pulls
 from common.models.stylegan import Critic, Generator
 from tests.strict_device import GPU, fake_device, strict_device
 
@@ -116,3 +117,7 @@ def test_the_networks_of_pairs_train_on_a_strict_device(size_px: int, architectu
         _step(critic, critic(wgan_pairs.to_unit(pairs, GPU)).mean())
         z = draw_normal((2, generator.latent), torch.Generator(GPU), GPU)
         _step(generator, critic(generator(z)).mean())
+        wanted = look_of(wgan_pairs.to_unit(pairs, GPU)).mean(0)
+        share, rest = pulls(generator(z), wanted)
+        assert share.device == rest.device == GPU
+        _step(generator, share + rest)
