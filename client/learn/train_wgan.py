@@ -214,9 +214,9 @@ def generator_step(
         accuracy = float((scores < 0).float().mean())
     if plan.learns_look:
         by_share, by_rest = generator.looking()
-        share, rest = pulls(fakes, critic.look)
+        share, *rest = pulls(fakes, critic.look)
         _add_gradients(share, by_share, gradients)
-        _add_gradients(rest, by_rest, gradients)
+        _add_gradients(torch.stack(rest).sum(), by_rest, gradients)
     return gradients, accuracy
 
 

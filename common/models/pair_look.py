@@ -86,12 +86,12 @@ def _moments(total: Tensor, squares: Tensor, weight: Tensor) -> tuple[Tensor, Te
     return mean, (squares / weight - mean.square()).clamp(min=LEAST_SPREAD**2).sqrt()
 
 
-def pulls(pairs: Tensor, look: Tensor) -> tuple[Tensor, Tensor]:
-    """Return two losses that pull what made the pairs [N, 2, S, S] towards a look [6].
+def pulls(pairs: Tensor, look: Tensor) -> Tensor:
+    """Return losses [6] that pull what made the pairs [N, 2, S, S] towards a look [6].
 
-    The first is of the share, the second of all else. N is even. A gradient is that of half the
-    squared miss, in units of `SCALES`, but the miss comes from one half of the pairs and its slope
-    from the other: of one batch the square also pulls to where batches differ less.
+    One is of each part of a tone, in their order. N is even. A gradient is that of half the squared
+    miss, in units of `SCALES`, but the miss comes from one half of the pairs and its slope from the
+    other: of one batch the square also pulls to where batches differ less.
     """
     wanted = torch.stack(tone_of(look.detach()))
     halves = [torch.stack(tone_of(look_of(half).mean(0))) for half in pairs.chunk(2)]
@@ -99,7 +99,7 @@ def pulls(pairs: Tensor, look: Tensor) -> tuple[Tensor, Tensor]:
     pulled = torch.zeros_like(wanted)
     for one, other in (halves, halves[::-1]):
         pulled = pulled + (one - wanted).detach() * other / scales.square() / 2
-    return pulled[0], pulled[1:].sum()
+    return pulled
 
 
 def _unevenness(image: Tensor, counted: Tensor) -> Tensor:

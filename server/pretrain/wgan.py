@@ -9,7 +9,7 @@ Two things that private training cannot have make it shorter:
   - an encoder, with which the generator first learns to reconstruct pairs (variational autoencoder,
     Kingma and Welling 2014; beside a critic as in Larsen et al. 2016); a `mask-first` generator
     learns the mask from the code, and the image from the code and the true mask, and at the end
-    its samples are given the look of the pairs (`finish`);
+    its samples are given the share of vessel and the grain of the pairs (`finish`);
   - the R1 penalty on real pairs at every eighth step (Mescheder et al. 2018).
 """
 
@@ -49,8 +49,9 @@ CPU = torch.device("cpu")
 BETAS = (0.0, 0.99)
 PENALTY_EVERY = 8
 LEAST_VARIANCE = 1e-4  # of a pixel's grain, whose range is [-1, 1]
+RESTS = "generator.tone."  # of a mask-first generator: its paint has a bias, and its grain a size
 LOOKS = 512  # pairs whose looks are computed at a time
-# how a mask-first generator gets the look of its pairs
+# how a mask-first generator gets the share and the grain of its pairs
 FOLLOWING_STEPS = 300
 FOLLOWING_RATE = 0.02
 FOLLOWING_PIXELS = 1 << 18  # of a batch of samples: 64 at 64 px
@@ -128,9 +129,11 @@ def pretrain(
     # one optimiser for the critic, one for generator and encoder together
     critic_parameters = _scoring(critic)
     maker_parameters = {
-        **_named_parameters("generator.", generator),
-        **_named_parameters("encoder.", encoder),
+        name: p
+        for name, p in _named_parameters("generator.", generator).items()
+        if not name.startswith(RESTS)
     }
+    maker_parameters |= _named_parameters("encoder.", encoder)
     critic_adam = Adam(critic_parameters, recipe.critic_learning_rate, BETAS)
     maker_adam = Adam(maker_parameters, recipe.learning_rate, BETAS)
 
@@ -205,13 +208,12 @@ def arrays_of(weights: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
 def like_pairs(
     pairs: NDArray[np.uint8], weights: Mapping[str, NDArray[np.float32]], plan: WganPlan
 ) -> dict[str, NDArray[np.float32]]:
-    """Return weights whose samples have the look of `pairs` [N, S, S, 2].
+    """Return weights whose samples have the share of vessel and the grain of `pairs` [N, S, S, 2].
 
-    `mask-first` alone: what follows the look is moved in the average, which becomes the generator
-    too, or a study's average would move to a worse one. The critic gets the look of the pairs,
-    from which private training goes on. A likelihood leaves unmarked what it is unsure of, takes
-    for grain what the painter could not draw, and knows no difference between pairs that the code
-    does not tell: samples had fragments for vessels, all alike, and too much grain. `weights` are
+    `mask-first` alone: the average is given both, and becomes the generator too, or a study's
+    average would move to a worse one. The critic gets the look of the pairs, from which private
+    training goes on. A likelihood leaves unmarked what it is unsure of, and takes for grain what
+    the painter could not draw: samples had fragments for vessels and too much grain. `weights` are
     not changed; those of other architectures return as they are.
     """
     found = dict(weights)
@@ -229,22 +231,23 @@ def like_pairs(
 
 
 def _follow(generator: MaskFirst, look: Tensor) -> None:
-    """Move what follows the look until samples have it; the steps shrink to nothing."""
+    """Move threshold and grain until samples have a look's; the steps shrink to nothing."""
     random = torch.Generator().manual_seed(0)
     side = math.isqrt(generator.latent - generator.code)
     batch = max(FOLLOWING_LEAST, min(FOLLOWING_MOST, FOLLOWING_PIXELS // side**2))
-    by_share, by_rest = generator.looking()
-    for name, parameter in generator.named_parameters():  # what stays needs no memory
-        parameter.requires_grad_(name in by_share | by_rest)
-    adam = Adam({**by_share, **by_rest}, FOLLOWING_RATE, BETAS)
+    threshold, tone = generator.mask.bias, generator.tone.weight
+    for parameter in generator.parameters():  # what stays needs no memory
+        parameter.requires_grad_(parameter is threshold or parameter is tone)
+    assert threshold is not None
+    adam = Adam({"threshold": threshold, "tone": tone}, FOLLOWING_RATE, BETAS)
     for step in range(FOLLOWING_STEPS):
         adam.rate = FOLLOWING_RATE * (1 - step / FOLLOWING_STEPS)
         made = generator(draw_normal((batch, generator.latent), random, CPU))
-        share, rest = pulls(made, look)
-        gradients = torch.autograd.grad(share, list(by_share.values()), retain_graph=True)
-        others = torch.autograd.grad(rest, list(by_rest.values()))
-        names = (*by_share, *by_rest)
-        adam.step(dict(zip(names, (*gradients, *others), strict=True)))
+        share, *_, grain = pulls(made, look)
+        (by_share,) = torch.autograd.grad(share, threshold, retain_graph=True)
+        (by_grain,) = torch.autograd.grad(grain, tone)
+        by_grain[:, :-1] = 0  # of what else the tone has
+        adam.step({"threshold": by_share, "tone": by_grain})
 
 
 def finish(
@@ -257,9 +260,9 @@ def finish(
 ) -> dict[str, NDArray[np.float32]]:
     """Return the weights that a study starts from, after `steps` steps on `pairs` [N, S, S, 2].
 
-    `mask-first` alone: samples get the look of the pairs (`like_pairs`), and the critic, which knew
-    them with less vessel and more grain, learns to judge these; a study's first steps would
-    otherwise mark more and more.
+    `mask-first` alone: samples get the share of vessel and the grain of the pairs, and the critic,
+    which knew them with less vessel and more grain, learns to judge these; a study's first steps
+    would otherwise mark more and more.
     """
     found = like_pairs(pairs, weights, plan)
     generator, _, critic = load(found, plan, pairs.shape[1])
