@@ -27,7 +27,6 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from common.arrays import Weights
 from common.models.sizes import (
@@ -207,7 +206,7 @@ class MaskFirst(Generator):
         half, which are normal too, lift or lower a whole image, and all that is marked in it. None
         stands for zeros.
         """
-        context = F.avg_pool2d(features, CONTEXT_PX, 1, CONTEXT_PX // 2, count_include_pad=False)
+        context = _mean_around(features)
         if numbers is None:
             numbers = torch.zeros_like(mask)
         upper, lower = (half.mean((2, 3), keepdim=True) for half in numbers.chunk(2, dim=2))
@@ -216,6 +215,17 @@ class MaskFirst(Generator):
         tone = self.tone(torch.cat([mask, *lifts, self.grain(numbers)], dim=1))
         image: Tensor = self.paint(torch.cat([mask, context], dim=1)) + tone
         return image
+
+
+def _mean_around(x: Tensor) -> Tensor:
+    """Mean of maps [..., S, S] over the window of `CONTEXT_PX` around each pixel.
+
+    As far as it is in the picture. Two products of matrices take a fraction of a pooling's time.
+    """
+    places = torch.arange(x.shape[-1], device=x.device)
+    near = ((places - places[:, None]).abs() <= CONTEXT_PX // 2).to(x)
+    window = near / near.sum(1, keepdim=True)
+    return window @ x @ window.T
 
 
 def _one_of_two(scores: Tensor) -> Tensor:

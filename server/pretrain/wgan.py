@@ -101,13 +101,14 @@ def pretrain(
     recipe: Recipe | None = None,
     start: Mapping[str, NDArray[np.float32]] | None = None,
     device: torch.device = CPU,
+    done: int = 0,
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the weights of all networks after each step, without end.
 
     `pairs` are uint8 [N, S, S, 2]. The names are `generator.*`, `average.*`, `critic.*` and
     `encoder.*`; a study does not use the last. The tensors lie on the device, and the next step
     changes them: copy them, or take `arrays_of` them.
-    `start` continues from such weights, with fresh optimisers.
+    `start` continues from such weights after `done` steps, with fresh optimisers.
     """
     # the networks: new ones, or those of `start`
     recipe = recipe or Recipe()
@@ -144,7 +145,7 @@ def pretrain(
         latents = draw_normal((recipe.batch, generator.latent), random, device)
         return add_noise(generator(latents))
 
-    step = 0
+    step = done
     while True:
         # (1) draw pairs, mirrored and transposed at random
         chosen = draw_integers(0, len(data), recipe.batch, random)
@@ -158,7 +159,7 @@ def pretrain(
         loss = (missed + surplus) * (2 / size_px**2)
 
         # (3) after the warm-up: train the critic, then the generator against it
-        if start is not None or step >= recipe.warm_up:
+        if step >= recipe.warm_up:
             penalise = step % PENALTY_EVERY == 0
             _critic_step(critic, critic_adam, add_noise(real), fakes, plan, recipe, penalise)
             loss = loss + recipe.adversarial * generator_loss(critic(fakes()), plan.loss)

@@ -36,6 +36,7 @@ CHECKPOINT = "wgan.safetensors"
 WEIGHTS = "weights.safetensors"  # in training/, to go on from: as trained, with the encoder
 CHECKPOINT_CAP_BYTES = 1 << 30
 SAVE_EVERY_S = 120.0
+SAVING_SHARE = 0.1  # of a training's time at most: samples are given a look at each save
 SHEET_PAIRS = 24
 Weights = Mapping[str, NDArray[np.float32]]
 
@@ -80,9 +81,9 @@ def run(
     done = int(begun["steps"])
     earlier_s = float(begun["seconds"])
     began = time.monotonic()
-    saved = began
+    next_save = began + SAVE_EVERY_S
     device = usable_device(session.device)
-    for weights in pretrain(source.pairs, plan, seed + done, recipe, start, device):
+    for weights in pretrain(source.pairs, plan, seed + done, recipe, start, device, done):
         # count the step
         done += 1
         now = time.monotonic()
@@ -91,7 +92,7 @@ def run(
         session.progress(done, min(1.0, share))
 
         # save now and then, and at the end
-        if share >= 1 or now - saved >= SAVE_EVERY_S:
+        if share >= 1 or now >= next_save:
             state = {"steps": done, "seconds": seconds}
             arrays = arrays_of(weights)
             if share >= 1:
@@ -100,6 +101,7 @@ def run(
                 found = like_pairs(source.pairs, arrays, plan)
             _save(out, found, arrays, plan, source.pairs.shape[1], state)
             saved = time.monotonic()
+            next_save = saved + max(SAVE_EVERY_S, (saved - now) / SAVING_SHARE)
         if share >= 1:
             break
     text = card(out, source, plan, provenance, done, earlier_s + time.monotonic() - began)

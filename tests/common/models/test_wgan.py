@@ -8,7 +8,8 @@ from torch import nn
 
 from client.learn.model_check import check_model
 from common.errors import ConfigurationError, RefusedError
-from common.models.sizes import PAIR_SIZES_PX
+from common.models import wgan
+from common.models.sizes import CONTEXT_PX, PAIR_SIZES_PX
 from common.models.wgan import (
     GRAIN,
     LIFT,
@@ -154,6 +155,14 @@ def test_the_mask_comes_first_and_the_image_follows_it() -> None:
         by_one = (generator.painted(mask, one) - generator.painted(mask, features)).abs()
         by_all = (generator.painted(mask, features + 1) - generator.painted(mask, features)).abs()
     assert 0 < float(by_one[:, 0, 10, 10].mean()) < 0.05 * float(by_all[:, 0, 10, 10].mean())
+
+
+@pytest.mark.parametrize("side", [16, 33])
+def test_what_is_around_a_pixel_is_the_mean_of_the_window_within_the_picture(side: int) -> None:
+    x = torch.randn(2, 3, side, side)
+    x[0, 0, 0, 0] = 100
+    pooled = nn.functional.avg_pool2d(x, CONTEXT_PX, 1, CONTEXT_PX // 2, count_include_pad=False)
+    assert torch.allclose(wgan._mean_around(x), pooled, atol=1e-5)
 
 
 def test_weights_come_back_under_their_global_names() -> None:

@@ -48,6 +48,12 @@ ORIGIN = Provenance("phantoms", "CC0-1.0", "nobody")
 Weights = Mapping[str, NDArray[np.float32]]
 
 
+@pytest.fixture
+def few_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples follow a look for a few steps."""
+    monkeypatch.setattr(pretrain_wgan, "FOLLOWING_STEPS", 20)
+
+
 @pytest.fixture(scope="module")
 def source() -> PublicPairs:
     return phantom_pairs(2, 12, 32, 0)
@@ -179,6 +185,7 @@ def test_other_architectures_stay_as_they_were_trained(source: PublicPairs) -> N
     assert same(finish(source.pairs, given, PLAN, 40, QUICK), given)
 
 
+@pytest.mark.usefixtures("few_followed")
 def test_the_critic_of_a_mask_first_start_knows_its_samples(source: PublicPairs) -> None:
     plan = public_plan(width=8, generator_width=8, latent=16, architecture="mask-first")
     recipe = Recipe(batch=8, learning_rate=3e-3, warm_up=100)
@@ -216,6 +223,7 @@ def test_a_written_checkpoint_marks_as_much_as_its_pairs(
     assert float((drawn[..., 1] > 127).mean()) == pytest.approx(true, abs=0.02)
 
 
+@pytest.mark.usefixtures("few_followed")
 def test_a_checkpoint_saved_midway_has_the_look_of_its_pairs(
     source: PublicPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,6 +240,7 @@ def test_a_checkpoint_saved_midway_has_the_look_of_its_pairs(
                 kept.append({name: array.astype(np.float32) for name, array in found.items()})
 
     monkeypatch.setattr(pretrain_pairs, "SAVE_EVERY_S", 0.0)  # after each step
+    monkeypatch.setattr(pretrain_pairs, "SAVING_SHARE", math.inf)
     session = Session(steps=3, progress=look)
     run(replace(source, pairs=flat), tmp_path, plan, ORIGIN, session, QUICK)
     saved, trained = kept
@@ -251,6 +260,7 @@ def test_a_run_finishes_its_networks_once_at_its_end(
         return finish(*given)  # type: ignore[arg-type]
 
     monkeypatch.setattr(pretrain_pairs, "SAVE_EVERY_S", 0.0)  # after each step
+    monkeypatch.setattr(pretrain_pairs, "SAVING_SHARE", math.inf)
     monkeypatch.setattr(pretrain_pairs, "finish", counted)
     run(source, tmp_path, PLAN, ORIGIN, Session(steps=3), QUICK)
     assert steps == [3]
@@ -265,6 +275,10 @@ def test_before_the_warm_up_ends_the_critic_rests_and_afterwards_it_moves(
     assert all(
         not np.array_equal(two[name], three[name]) for name in critics if name.endswith(".weight")
     )
+    for done, rests in ((1, True), (2, False)):  # a killed run goes on with its warm-up
+        later = arrays_of(next(pretrain(source.pairs, PLAN, 0, QUICK, one, done=done)))
+        found = [np.array_equal(one[n], later[n]) for n in critics if n.endswith(".weight")]
+        assert all(found) if rests else not any(found)
 
 
 def test_the_average_starts_as_the_generator_and_lags_behind_it(source: PublicPairs) -> None:
@@ -290,6 +304,7 @@ def test_it_goes_on_from_given_weights_the_encoder_included(source: PublicPairs)
         next(pretrain(source.pairs, PLAN, 7, still, lacking))
 
 
+@pytest.mark.usefixtures("few_followed")
 @pytest.mark.parametrize("architecture", ["small", "mask-first"])
 def test_a_resumed_run_starts_from_what_was_trained_and_counts_on(
     architecture: str, source: PublicPairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -298,6 +313,7 @@ def test_a_resumed_run_starts_from_what_was_trained_and_counts_on(
     settings = public_plan(width=8, generator_width=8, latent=16, architecture=architecture)
     starts: list[Weights | None] = []
     seeds: list[int] = []
+    counts: list[int] = []
     seen: list[Weights] = []
 
     def noted(
@@ -307,10 +323,12 @@ def test_a_resumed_run_starts_from_what_was_trained_and_counts_on(
         recipe: object,
         start: Weights | None,
         device: torch.device,
+        done: int,
     ) -> Iterator[dict[str, Tensor]]:
         starts.append(start)
         seeds.append(seed)
-        run = pretrain(pairs, plan, seed, recipe, start, device)  # type: ignore[arg-type]
+        counts.append(done)
+        run = pretrain(pairs, plan, seed, recipe, start, device, done)  # type: ignore[arg-type]
         for weights in run:
             seen.append({name: array.copy() for name, array in arrays_of(weights).items()})
             yield weights
@@ -321,6 +339,7 @@ def test_a_resumed_run_starts_from_what_was_trained_and_counts_on(
     assert run(source, tmp_path, settings, ORIGIN, more, recipe=QUICK, seed=3) == 3
     assert starts[0] is None and starts[1] is not None and same(starts[1], seen[1])
     assert any(name.startswith("encoder.") for name in starts[1]) and seeds == [3, 5]
+    assert counts == [0, 2]
 
 
 def test_the_checkpoint_holds_the_studys_three_networks_and_no_encoder(
@@ -403,5 +422,5 @@ def test_the_r1_penalty_comes_at_every_eighth_step(
     seen: list[object] = []
     monkeypatch.setattr(pretrain_wgan, "_critic_step", lambda *given: seen.append(given[-1]))
     start = after(1, source.pairs)
-    next(itertools.islice(pretrain(source.pairs, PLAN, 0, QUICK, start), 16, None))
+    next(itertools.islice(pretrain(source.pairs, PLAN, 0, QUICK, start, done=8), 16, None))
     assert seen == [step % 8 == 0 for step in range(17)]
