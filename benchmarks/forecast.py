@@ -4,8 +4,9 @@
 
 Each model trains one round of a few private steps, and the image phase runs once, in processes of
 their own with the code of a site's child (client/child). The networks are those of the presets
-deploy/studies/fundus.yaml and vessels.yaml, untrained, all of whose tensors train; at every step
-all planned patients are drawn, so the forecast counts what is computed. Images are random.
+deploy/studies/fundus.yaml and vessels.yaml (as `small`, which needs no start), untrained, all of
+whose tensors train; at every step all planned patients are drawn, so the forecast counts what is
+computed. Images are random.
 Seconds are process time of one thread. Of a training they are those of all steps but the first,
 which chooses the back end, scaled to all steps. Peak memory is resident, of the whole process.
 """
@@ -58,6 +59,8 @@ def make_study(part: str, size_px: int, quick: bool) -> Study:
         else:
             model |= {"rounds": 1, "local_steps": STEPS, "patients_per_step": patients}
             model |= {"trainable": [], "max_update_norm": 1e4}
+        if name == "wgan":
+            model["architecture"] = "small"
         if quick:
             model |= {key: value for key, value in QUICK.items() if key in model}
     if data.get("synthesis"):

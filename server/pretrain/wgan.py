@@ -54,7 +54,7 @@ LOOKS = 512  # pairs whose looks are computed at a time
 # how a mask-first generator gets the share and the grain of its pairs
 FOLLOWING_STEPS = 300
 FOLLOWING_RATE = 0.02
-FOLLOWING_PIXELS = 1 << 18  # of a batch of samples: 64 at 64 px
+FOLLOWING_PIXELS = 1 << 16  # of a batch of samples: 16 at 64 px
 FOLLOWING_MOST = 64
 FOLLOWING_LEAST = 16
 # how long the critic of a mask-first generator is trained at the end, alone
@@ -244,7 +244,9 @@ def _follow(generator: MaskFirst, look: Tensor) -> None:
     for step in range(FOLLOWING_STEPS):
         adam.rate = FOLLOWING_RATE * (1 - step / FOLLOWING_STEPS)
         made = generator(draw_normal((batch, generator.latent), random, CPU))
-        share, *_, grain = pulls(made, look)
+        image, mask = made.split(1, dim=1)
+        share = pulls(torch.cat([image.detach(), mask], dim=1), look)[0]
+        grain = pulls(torch.cat([image, mask.detach()], dim=1), look)[-1]
         (by_share,) = torch.autograd.grad(share, threshold, retain_graph=True)
         (by_grain,) = torch.autograd.grad(grain, tone)
         by_grain[:, :-1] = 0  # of what else the tone has

@@ -54,6 +54,12 @@ def few_followed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pretrain_wgan, "FOLLOWING_STEPS", 20)
 
 
+@pytest.fixture
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples follow a look with few at a time."""
+    monkeypatch.setattr(pretrain_wgan, "FOLLOWING_MOST", 16)
+
+
 @pytest.fixture(scope="module")
 def source() -> PublicPairs:
     return phantom_pairs(2, 12, 32, 0)
@@ -130,6 +136,7 @@ def test_a_mask_first_generator_learns_masks_images_and_grain(source: PublicPair
     assert seen[-1] < 0.8 * seen[0] and seen[-1] < seen[20] < seen[0]
 
 
+@pytest.mark.usefixtures("small_batches")
 def test_a_mask_first_generator_marks_as_much_as_the_pairs_with_their_grain(
     source: PublicPairs,
 ) -> None:
@@ -211,6 +218,7 @@ def test_the_critic_of_a_mask_first_start_knows_its_samples(source: PublicPairs)
     assert same(finish(source.pairs, given, plan, 9, recipe), moved_alone)
 
 
+@pytest.mark.usefixtures("small_batches")
 def test_a_written_checkpoint_marks_as_much_as_its_pairs(
     source: PublicPairs, tmp_path: Path
 ) -> None:
