@@ -212,6 +212,7 @@ def _mask_first(width: int, _: int, side: int) -> Iterator[Layer]:
     """The pair generator `mask-first` ends with a mask, the image painted on it, and grain."""
     yield _convolution("mask", width, 1, 3, side, side)
     yield _activation(1, side)
+    yield Layer({}, products=2 * width * side**3)  # the mean around each pixel
     yield _convolution("paint.0", 1 + width, width, 3, side, side)
     yield _activation(width, side)
     yield _convolution("paint.2", width, width, 3, side, side)
