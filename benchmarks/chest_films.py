@@ -44,7 +44,8 @@ from server.demo.hospitals import DEPLOY, as_ingested
 from server.pretrain.picture_directions import fit_to_pictures
 from server.public_data.film import Changes, film_boxes, film_views
 
-LAYOUTS = {32: (3, 6, 32), 64: (4, 6, 40)}  # levels, steps a level, width
+# levels, steps a level, width, doublings
+LAYOUTS = {32: (3, 6, 32, 0), 64: (3, 6, 32, 1)}
 CHECKPOINTS = DEPLOY / "checkpoints"
 K = 10
 FAR = 40.0  # a box that no film reaches
@@ -52,7 +53,7 @@ EPSILON = 8.0
 TEMPERATURE = 0.7  # of directions whose spreads nobody scaled
 COMPONENTS = (16, 32)  # and the temperatures of what is not released: candidates
 PRIORS = (0.7, 0.3)
-LARGEST_PX = 32  # of what the classifier sees
+LARGEST_PX = 64  # of what the classifier sees
 FRAMES = Changes(plain=0, turn=0, gamma=0, contrast=0, brightness=0, softened=0)
 PLAIN_SHARE = 0.95  # of the pixel averages' AUC, for averages without noise
 NOISED_SHARE = 0.9

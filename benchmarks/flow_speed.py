@@ -18,8 +18,9 @@ from client.learn.train_glow import flatten, loss_of
 from client.state.ledger import PracticeReservation
 from common.models import glow, glow_coupling
 from common.models.adam import Adam
-from common.models.glow import Glow, Level
+from common.models.glow import Glow
 from common.models.glow_coupling import Split
+from common.models.glow_level import Level
 from common.models.glow_mixing import Mixing, compose_mixings
 from common.privacy.mechanisms import SubsampledGaussian
 from common.privacy.noise import SeededNoiseSource

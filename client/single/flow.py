@@ -21,6 +21,7 @@ from common.privacy.events import latent_mechanism, level_dimension
 from common.privacy.latent_mechanisms import Latent
 from common.privacy.noise import NoiseSource
 from common.storage.files import read_capped
+from common.study.architectures import build_flow
 from common.study.plan import Study
 from common.study.synthesis import PrivatizePlan
 from common.study.training import GlowPlan
@@ -83,13 +84,7 @@ def load_flow(site: Site, study: Study, request: Request) -> Flow:
         )
     checkpoints = site.plans.folder(study.hash()) / "checkpoints"
     weights = _weights_file(study, layout, request, checkpoints)
-    model = Glow(
-        study.intake.size_px,
-        study.intake.channels,
-        layout.levels,
-        layout.steps_per_level,
-        layout.width,
-    )
+    model = build_flow(study)
     glow_checkpoint.load_weights(model, read_tensors(weights, max_bytes=WEIGHTS_CAP_BYTES))
     devices = resolve(site.config.compute)
     settle(site.config.compute, devices)

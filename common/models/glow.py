@@ -19,59 +19,20 @@ from torch import Tensor, nn
 
 from common.errors import ConfigurationError
 from common.models.draws import device_of, draw_normal
-from common.models.glow_coupling import Coupling, Split, Top
-from common.models.glow_mixing import Mixing, compose_mixings
-from common.models.reversible import apply_steps
+from common.models.glow_coupling import Split, Top
+from common.models.glow_level import Doubling, Level
 
 LOG_2PI = math.log(2 * math.pi)
-
-
-class Level(nn.Module):
-    """Squeeze, then `steps` times mixing and coupling."""
-
-    def __init__(
-        self, channels: int, steps: int, width: int, index: int, generator: torch.Generator
-    ) -> None:
-        super().__init__()
-        self.mixings = nn.ModuleList(Mixing(channels, index + step) for step in range(steps))
-        self.couplings = nn.ModuleList(Coupling(channels, width, generator) for _ in range(steps))
-
-    def forward(self, x: Tensor, reverse: bool = False) -> tuple[Tensor, Tensor]:
-        """Return (y, log-determinant [N]) for x [N, c/4, 2H, 2W].
-
-        With `reverse` the activations are not stored; the backward pass rebuilds them.
-        """
-        # all mixings of the level at once
-        x = F.pixel_unshuffle(x, 2)
-        mixings = cast(Sequence[Mixing], self.mixings)
-        matrices, biases, log_scale = compose_mixings(mixings)
-        total = log_scale.sum() * (x.shape[-1] * x.shape[-2])
-
-        # the steps
-        if reverse:
-            inverses = torch.stack([mixing.inverse_matrix() for mixing in mixings]).to(x)
-            x, each = apply_steps(x, matrices, biases, inverses, list(self.couplings))
-            return x, total + each
-        for matrix, bias, coupling in zip(
-            matrices.unbind(), biases.unbind(), self.couplings, strict=True
-        ):
-            x, each = coupling(F.conv2d(x, matrix, bias))
-            total = total + each
-        return x, total
-
-    def inverse(self, y: Tensor) -> Tensor:
-        """Return x for y, the exact inverse of `forward`."""
-        for mixing, coupling in zip(reversed(self.mixings), reversed(self.couplings), strict=True):
-            y = cast(Mixing, mixing).inverse(cast(Coupling, coupling).inverse(y))
-        return F.pixel_shuffle(y, 2)
 
 
 class Glow(nn.Module):
     """The flow for square images of `size_px` with 1 or 3 channels.
 
     `levels` (L) squeezes, `steps_per_level` (K) pairs of mixing and coupling each, coupling
-    networks of `width` channels. A side that 2^L does not divide is padded with black inside
-    `encode` and cropped by `decode`. Raises ValueError for an impossible layout.
+    networks of `width` channels. With `doublings` (d) the flow inside is of a side smaller by 2^d,
+    and each doubling adds what means of 2 × 2 pixels lack. A side that 2^(L+d) does not divide is
+    padded with black inside `encode` and cropped by `decode`. Raises ValueError for an impossible
+    layout.
 
     `reversible` = True takes a third more time and stores one tensor a level for the backward pass.
     It is for public pretraining only.
@@ -80,14 +41,25 @@ class Glow(nn.Module):
     reversible: bool = False
 
     def __init__(
-        self, size_px: int, channels: int, levels: int, steps_per_level: int, width: int
+        self,
+        size_px: int,
+        channels: int,
+        levels: int,
+        steps_per_level: int,
+        width: int,
+        doublings: int = 0,
     ) -> None:
         super().__init__()
-        if channels not in (1, 3) or min(levels, steps_per_level, width) < 1 or size_px < 2**levels:
-            raise ValueError(f"no flow of {levels} levels for {channels} channels of {size_px} px")
+        multiple = 2 ** (levels + doublings)
+        least = min(levels, steps_per_level, width, doublings + 1)
+        if channels not in (1, 3) or least < 1 or size_px < multiple:
+            raise ValueError(
+                f"no flow of {levels} levels and {doublings} doublings "
+                f"for {channels} channels of {size_px} px"
+            )
         self.size_px: int = size_px
         self.channels: int = channels
-        self.padded_px: int = -(-size_px // 2**levels) * 2**levels
+        self.padded_px: int = -(-size_px // multiple) * multiple
 
         # Each level squeezes; half of its channels leave at a split, the last level keeps all.
         generator = torch.Generator().manual_seed(0)  # public: every machine builds the same start
@@ -95,18 +67,27 @@ class Glow(nn.Module):
         splits: list[Split] = []
         shapes: list[tuple[int, int, int]] = []
         c = channels
-        px = self.padded_px
+        px = self.padded_px >> doublings
         for level in range(levels):
             c *= 4
             px //= 2
             blocks.append(Level(c, steps_per_level, width, level * steps_per_level, generator))
             if level < levels - 1:
-                splits.append(Split(c))
                 c //= 2
+                splits.append(Split(c, c))
             shapes.append((c, px, px))
         self.levels = nn.ModuleList(blocks)
         self.splits = nn.ModuleList(splits)
         self.top = Top(c, (px, px))
+
+        # The smallest doubling first, so that a checkpoint of half the size has the same names.
+        grown: list[Doubling] = []
+        for index in range(levels, levels + doublings):
+            at = index * steps_per_level
+            grown.append(Doubling(channels, steps_per_level, width, at, generator))
+            px = self.padded_px >> (levels + doublings - index)
+            shapes.insert(0, (3 * channels, px, px))
+        self.doublings = nn.ModuleList(grown)
         self.part_shapes: tuple[tuple[int, int, int], ...] = tuple(shapes)
 
     @property
@@ -132,10 +113,15 @@ class Glow(nn.Module):
         """
         self._check_shape(x)
         x = self.pad(x)
+        reverse = self.reversible and torch.is_grad_enabled()
         parts: list[Tensor] = []
         log_p = x.new_zeros(x.shape[0])
+        for doubling in reversed(self.doublings):
+            x, part, log_determinant = doubling(x, reverse)
+            log_p = log_p + log_determinant + log_normal(part)
+            parts.append(part)
         for level, split in zip(self.levels, [*self.splits, None], strict=True):
-            x, log_determinant = level(x, self.reversible and torch.is_grad_enabled())
+            x, log_determinant = level(x, reverse)
             if split is None:
                 # The last level: every coordinate has a mean and a scale of its own.
                 log_scale = self.top.log_scale()
@@ -147,9 +133,7 @@ class Glow(nn.Module):
                 mean, log_scale = cast(Split, split).moments(x)
                 part = (y - mean) * (-log_scale).exp()
                 log_p = log_p + log_determinant - log_scale.sum(dim=(1, 2, 3))
-            # The density of a standard normal at the part.
-            squares = 0.5 * part.square().sum(dim=(1, 2, 3))
-            log_p = log_p - squares - 0.5 * LOG_2PI * math.prod(part.shape[1:])
+            log_p = log_p + log_normal(part)
             parts.append(part)
         return parts, log_p
 
@@ -163,6 +147,8 @@ class Glow(nn.Module):
             found = [tuple(part.shape) for part in parts]
             raise ValueError(f"latent parts {found}, expected {list(self.part_shapes)}")
         # from the top level down, each level gets back the half that left
+        grown = len(self.doublings)
+        finest, parts = parts[:grown], parts[grown:]
         x = parts[-1] * self.top.log_scale().exp() + self.top.mean
         x = cast(Level, self.levels[-1]).inverse(x)
         for level, split, part in zip(
@@ -170,6 +156,8 @@ class Glow(nn.Module):
         ):
             mean, log_scale = cast(Split, split).moments(x)
             x = cast(Level, level).inverse(torch.cat([x, part * log_scale.exp() + mean], dim=1))
+        for doubling, part in zip(self.doublings, reversed(finest), strict=True):
+            x = cast(Doubling, doubling).inverse(x, part)
         return x[..., : self.size_px, : self.size_px]
 
     def prior(self, n: int, temperature: float, generator: torch.Generator) -> list[Tensor]:
@@ -187,7 +175,7 @@ class Glow(nn.Module):
         return -log_p / (self.dimension * math.log(2)) + depth
 
     def pad(self, x: Tensor) -> Tensor:
-        """Return x with black on the right and below, up to a side that 2^L divides."""
+        """Return x with black on the right and below, up to a side that 2^(L+d) divides."""
         missing = self.padded_px - self.size_px
         if not missing:
             return x
@@ -202,6 +190,12 @@ class Glow(nn.Module):
             hint="resize them as the study's intake does; "
             "another size or number of channels is another flow",
         )
+
+
+def log_normal(part: Tensor) -> Tensor:
+    """Return the log density [N] of a standard normal at a part [N, c, h, w], in nats."""
+    squares = 0.5 * part.square().sum(dim=(1, 2, 3))
+    return -squares - 0.5 * LOG_2PI * math.prod(part.shape[1:])
 
 
 def find_unfamiliar(parts: Sequence[Tensor], limit: float = 1e4) -> Tensor:

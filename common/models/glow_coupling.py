@@ -49,18 +49,18 @@ class Coupling(nn.Module):
 
 
 class Split(nn.Module):
-    """Standardises the half that leaves by the half that stays: z = (y - mu(x)) e^-l(x).
+    """Standardises the channels that leave by those that stay: z = (y - mu(x)) e^-l(x).
 
     l = 2 tanh(l' / 2); a new Split is the identity.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, stays: int, leaves: int) -> None:
         super().__init__()
-        self.prior = nn.Conv2d(channels // 2, channels, 3, padding=1)
+        self.prior = nn.Conv2d(stays, 2 * leaves, 3, padding=1)
         _set_to_zero(self.prior)
 
     def moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (mu, l) of the half that leaves, for the half x that stays."""
+        """Return (mu, l) of the channels that leave, for those that stay, x."""
         mean, raw = self.prior(x).chunk(2, dim=1)
         return mean, SPLIT_BOUND * torch.tanh(raw / SPLIT_BOUND)
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.models.draws import device_of
-from common.models.glow import Glow, Level
+from common.models.glow import Glow
+from common.models.glow_level import Doubling, Level
 from common.models.glow_mixing import Mixing
 
 
@@ -32,14 +33,22 @@ def initialise_from_noise(model: Glow, pictures: int = 256) -> None:
     """Set every mixing's bias and scale in one pass over procedural images."""
     drawn = procedural_images(pictures, model.size_px, model.channels)
     x = model.pad(drawn.to(device_of(model)))
+    for grown in reversed(model.doublings):
+        doubling = cast(Doubling, grown)
+        y = _normalise(doubling.level, doubling.analyse(x))
+        x = y[:, : model.channels]
     for level, split in zip(model.levels, [*model.splits, None], strict=True):
-        x = F.pixel_unshuffle(x, 2)
-        block = cast(Level, level)
-        for mixing, coupling in zip(block.mixings, block.couplings, strict=True):
-            # afterwards the channels of these images have mean 0 and deviation 1
-            layer = cast(Mixing, mixing)
-            layer.bias.copy_(-x.mean(dim=(0, 2, 3)))
-            layer.log_scale.copy_(-x.std(dim=(0, 2, 3)).clamp_min(1e-3).log())
-            x = coupling(mixing(x)[0])[0]
+        x = _normalise(cast(Level, level), F.pixel_unshuffle(x, 2))
         if split is not None:
             x = x.chunk(2, dim=1)[0]
+
+
+def _normalise(level: Level, x: Tensor) -> Tensor:
+    """Set a level's mixings so that each gives these maps mean 0 and deviation 1; return them."""
+    for mixing, coupling in zip(level.mixings, level.couplings, strict=True):
+        layer = cast(Mixing, mixing)
+        kept, mixed = x[:, : level.kept], x[:, level.kept :]
+        layer.bias.copy_(-mixed.mean(dim=(0, 2, 3)))
+        layer.log_scale.copy_(-mixed.std(dim=(0, 2, 3)).clamp_min(1e-3).log())
+        x = coupling(torch.cat([kept, layer(mixed)[0]], dim=1))[0]
+    return x

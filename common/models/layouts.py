@@ -128,12 +128,16 @@ def encoder(size_px: int, channels: int, width: int, latent: int) -> tuple[Layer
 
 
 def flow(
-    size_px: int, channels: int, levels: int, steps_per_level: int, width: int
+    size_px: int, channels: int, levels: int, steps_per_level: int, width: int, doublings: int = 0
 ) -> tuple[Layer, ...]:
     """Return the layers of the flow."""
     layers: list[Layer] = []
     c = channels
-    side = -(-size_px // 2**levels) * 2**levels
+    multiple = 2 ** (levels + doublings)
+    side = -(-size_px // multiple) * multiple
+    for index in reversed(range(doublings)):
+        side //= 2
+        layers += _doubling(f"doublings.{index}", channels, steps_per_level, width, side)
     for level in range(levels):
         c *= 4
         side //= 2
@@ -297,6 +301,20 @@ def _mixing(name: str, channels: int, side: int) -> Layer:
     shapes: Shapes = {f"{name}.bias": (channels,), f"{name}.log_scale": (channels,)}
     shapes[f"{name}.triangles"] = (channels, channels)
     return Layer(shapes, products=channels**2 * side**2, kept=channels * side**2)
+
+
+def _doubling(name: str, channels: int, steps: int, width: int, side: int) -> Iterator[Layer]:
+    """Means and differences, the steps of the differences, and their prior."""
+    leaves = 3 * channels
+    yield Layer({}, products=16 * channels**2 * side**2, kept=4 * channels * side**2)
+    for step in range(steps):
+        # the means stay beside the mixing, as channels of the same convolution
+        mixing = _mixing(f"{name}.level.mixings.{step}", leaves, side)
+        wide = 4 * channels
+        yield Layer(mixing.shapes, products=wide**2 * side**2, kept=wide * side**2)
+        yield from _coupling(f"{name}.level.couplings.{step}", wide, width, side)
+    yield _convolution(f"{name}.split.prior", channels, 2 * leaves, 3, side, side)
+    yield Layer({}, kept=3 * leaves * side**2)  # the part that leaves
 
 
 def _coupling(name: str, channels: int, width: int, side: int) -> Iterator[Layer]:

@@ -137,15 +137,11 @@ def latent_mechanism(plan: PrivatizePlan, coordinates: int, k: int, grouping: Gr
 
 
 def level_dimension(study: Study) -> int:
-    """Return the latent coordinates of `privatize.levels`: all D, or the top level's.
-
-    Every split of the flow halves what stays.
-    """
-    whole = study.latent_dimension
-    top = study.privatize is None or study.privatize.levels == "top"
-    if study.models.glow is None or not top:
-        return whole
-    return whole >> (study.models.glow.levels - 1)
+    """Return the latent coordinates of `privatize.levels`: all D, or the top level's."""
+    if study.models.glow is None:
+        return study.latent_dimension
+    levels = study.privatize.levels if study.privatize else "top"
+    return study.models.glow.coordinates(study.latent_dimension, levels)
 
 
 def _given(value: float | None) -> float:

@@ -43,7 +43,8 @@ def build_flow(study: Study) -> Glow:
     plan = study.models.glow
     if plan is None:
         raise Bug("architectures: the plan has no models.glow")
-    return Glow(intake.size_px, intake.channels, plan.levels, plan.steps_per_level, plan.width)
+    sizes = (plan.levels, plan.steps_per_level, plan.width, plan.doublings)
+    return Glow(intake.size_px, intake.channels, *sizes)
 
 
 def build_wgan(study: Study) -> Networks:

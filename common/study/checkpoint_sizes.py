@@ -19,6 +19,7 @@ Sizes = Mapping[str, object]  # the keys of a plan that size a model, with their
 SIZE_KEY = "intake.size_px"
 MOST_LEVELS = 7
 MOST_STEPS = 64
+MOST_DOUBLINGS = 4
 
 
 def planned_sizes(study: Study, key: str) -> Sizes:
@@ -53,9 +54,8 @@ def _glow_sizes(study: Study) -> Sizes:
     plan = study.models.glow
     assert plan is not None
     intake = study.intake
-    return _glow_keys(
-        intake.size_px, intake.channels, plan.levels, plan.steps_per_level, plan.width
-    )
+    sizes = (plan.levels, plan.steps_per_level, plan.width, plan.doublings)
+    return _glow_keys(intake.size_px, intake.channels, *sizes)
 
 
 def _wgan_sizes(study: Study) -> Sizes:
@@ -76,8 +76,11 @@ def _encoder_keys(size_px: int, channels: int, width: int, latent: int) -> Sizes
     return sizes | {"models.encoder.width": width, "models.gan.latent": latent}
 
 
-def _glow_keys(size_px: int, channels: int, levels: int, steps: int, width: int) -> Sizes:
+def _glow_keys(
+    size_px: int, channels: int, levels: int, steps: int, width: int, doublings: int
+) -> Sizes:
     sizes = {SIZE_KEY: size_px, "intake.channels": channels, "models.glow.levels": levels}
+    sizes |= {"models.glow.doublings": doublings}
     return sizes | {"models.glow.steps_per_level": steps, "models.glow.width": width}
 
 
@@ -121,9 +124,11 @@ def _glow_candidates(found: Shapes) -> Iterator[tuple[Sizes, Shapes]]:
     steps = min(_most(found, "glow.levels.0.couplings.") + 1, MOST_STEPS)
     width = _side(found, "glow.levels.0.couplings.0.blend.bias", 0)
     channels = _side(found, "glow.levels.0.mixings.0.bias", 0) // 4
+    grown = any(name.startswith("glow.doublings.") for name in found)
+    doublings = min(_most(found, "glow.doublings.") + grown, MOST_DOUBLINGS)
     for size_px in IMAGE_SIZES_PX:
-        layers = layouts.flow(size_px, channels, levels, steps, width)
-        yield _glow_keys(size_px, channels, levels, steps, width), named({"glow.": layers})
+        sizes = (size_px, channels, levels, steps, width, doublings)
+        yield _glow_keys(*sizes), named({"glow.": layouts.flow(*sizes)})
 
 
 def _wgan_candidates(found: Shapes) -> Iterator[tuple[Sizes, Shapes]]:

@@ -142,9 +142,7 @@ def _basis_misfits(study: Study, folder: Path) -> Iterator[Misfit]:
     glow = study.models.glow
     if plan is None or glow is None or plan.components is None:
         return
-    coordinates = study.intake.value_count
-    if plan.levels == "top":
-        coordinates >>= glow.levels - 1
+    coordinates = glow.coordinates(study.intake.value_count, plan.levels)
     yield from _compare_basis(
         "synthesis.privatize.basis",
         checkpoint_file(plan.basis, folder),

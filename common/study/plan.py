@@ -25,6 +25,7 @@ from common.study.training import Models, TrainedModel
 from common.wire.messages import canonical
 
 LATER = frozenset({"aggregation", "continues"})  # keys that came after the first signed plans
+LATER_OF_FLOW = frozenset({"doublings"})  # likewise, of models.glow
 
 
 class Study(FrozenModel):
@@ -154,18 +155,22 @@ class Study(FrozenModel):
     def hash(self) -> str:
         """Return the SHA-256 of the plan's canonical JSON, in hex.
 
-        A key of LATER, here or in `intake`, counts only where it is not its default. So a plan
-        that an earlier version signed keeps its hash, its signature, its approvals and its place
-        in every state folder.
+        A key of LATER, here, in `intake` or of the flow, counts only where it is not its default.
+        So a plan that an earlier version signed keeps its hash, its signature, its approvals and
+        its place in every state folder.
         """
-        fields = self.model_dump(mode="json", exclude=self._unused_later())
+        fields = self.model_dump(mode="json", exclude=_unused(self, LATER))
+        if self.models.glow is not None:
+            for name in _unused(self.models.glow, LATER_OF_FLOW):
+                del fields["models"]["glow"][name]
         fields["intake"] = self.intake.hashed_fields()
         return hashlib.sha256(canonical(fields)).hexdigest()
 
-    def _unused_later(self) -> set[str]:
-        """The keys of LATER that hold their default."""
-        fields = type(self).model_fields
-        return {name for name in LATER if getattr(self, name) == fields[name].default}
+
+def _unused(model: FrozenModel, later: frozenset[str]) -> set[str]:
+    """The keys of `later` that hold their default."""
+    fields = type(model).model_fields
+    return {name for name in later if getattr(model, name) == fields[name].default}
 
 
 def load_study(path: Path) -> Study:

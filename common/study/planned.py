@@ -59,7 +59,8 @@ def _glow(study: Study) -> Parts:
     if plan is None:
         raise Bug("planned: the plan has no models.glow")
     size_px, channels = study.intake.size_px, study.intake.channels
-    return {"glow.": layouts.flow(size_px, channels, plan.levels, plan.steps_per_level, plan.width)}
+    sizes = (plan.levels, plan.steps_per_level, plan.width, plan.doublings)
+    return {"glow.": layouts.flow(size_px, channels, *sizes)}
 
 
 def _wgan(study: Study) -> Parts:

@@ -58,11 +58,13 @@ def model_problems(models: Models, intake: Intake, privacy: Privacy) -> Iterator
             yield f"models.{name}.patients_per_step: more than privacy.planned_patients"
     yield from _game_problems(models)
     yield from _pair_problems(models, intake)
-    if models.glow and intake.size_px % 2**models.glow.levels:
+    glow = models.glow
+    if glow and intake.size_px % 2 ** (glow.levels + glow.doublings):
         most = _halvings(intake.size_px)
+        together = f"{glow.levels + glow.doublings} times"
         yield (
-            f"models.glow.levels: {intake.size_px} px cannot be halved {models.glow.levels} times; "
-            f"at most {most} levels"
+            f"models.glow.levels: {intake.size_px} px cannot be halved {together}; "
+            f"at most {most} levels, less the doublings"
         )
 
 
@@ -159,9 +161,7 @@ def _coarse_problems(synthesis: Synthesis, intake: Intake) -> Iterator[str]:
 
 def _dimension_problems(plan: PrivatizePlan, glow: GlowPlan, intake: Intake) -> Iterator[str]:
     """Problems of `privatize` with the number of latent coordinates."""
-    coordinates = intake.value_count
-    if plan.levels == "top":
-        coordinates >>= glow.levels - 1
+    coordinates = glow.coordinates(intake.value_count, plan.levels)
     if plan.components and plan.components > coordinates:
         yield (
             f"synthesis.privatize.components: {plan.components} of {coordinates} coordinates "

@@ -226,6 +226,13 @@ class GlowPlan(TrainedModel):
         le=7,
         description="levels of the flow; each halves the image's side, which must allow it",
     )
+    doublings: int = Field(
+        default=0,
+        ge=0,
+        le=4,
+        description="how often the flow has grown to twice its size: each halves the side once "
+        "more, before the levels, and names its tensors `glow.doublings.`",
+    )
     steps_per_level: int = Field(ge=1, le=64, description="flow steps on each level")
     width: int = Field(ge=8, le=1024, description="hidden channels of the coupling networks")
     input_noise: float = Field(
@@ -235,6 +242,15 @@ class GlowPlan(TrainedModel):
         description="standard deviation of Gaussian noise on training images, for images in "
         "[-0.5, 0.5]; no privacy noise",
     )
+
+    def coordinates(self, values: int, levels: str) -> int:
+        """Return how many latent coordinates `levels` (`top` or `all`) has.
+
+        `values`: the numbers of an image. A split halves what stays, a doubling leaves a quarter.
+        """
+        if levels == "top":
+            return values >> (self.levels - 1 + 2 * self.doublings)
+        return values
 
 
 class EncoderPlan(FrozenModel):

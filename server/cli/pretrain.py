@@ -54,7 +54,7 @@ Start = Annotated[
     Path | None,
     typer.Option(
         help="gan: folder with a checkpoint to begin with: of the same sizes, or of half the size "
-        "and twice the width"
+        "and twice the width; glow: folder with a flow of half the size, from which this one grows"
     ),
 ]
 Cameras = Annotated[
@@ -315,6 +315,7 @@ def train_flow(task: Task) -> None:
             origin,
             resume=task.resume,
             device=task.device,
+            start=task.start / flow.CHECKPOINT if task.start else None,
             progress=show,
         )
 
@@ -340,6 +341,7 @@ def flow_options(task: Task) -> Pretraining:
         levels=plan.levels,
         steps_per_level=plan.steps_per_level,
         width=plan.width,
+        doublings=plan.doublings,
         flips="none" if films else Pretraining.flips,
         films=films,
     )

@@ -6,7 +6,7 @@ Guarantees: a killed run continues from its last save; each file is written atom
 Not covered: privacy. Nothing is clipped and no noise is added, so every image must be public.
 
 The recipe: uniform dequantisation, input noise, flips and small shifts, and Adam with warm-up and
-cosine decay.
+cosine decay. A flow may grow from a checkpoint of half its size: its last doubling alone learns.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from common.arrays import Floats
 from common.errors import ConfigurationError
 from common.models.draws import device_of, draw_normal, draw_uniform
 from common.models.glow import Glow
-from common.models.glow_checkpoint import save
+from common.models.glow_checkpoint import load, save
 from common.models.glow_pixels import from_uint8
 from common.models.glow_start import initialise_from_noise
 from common.models.moving_average import update_average
@@ -98,10 +98,17 @@ def dequantise(
     return x + input_noise * draw_normal(x.shape, generator, images.device)
 
 
-def begin(images: NDArray[np.uint8], options: Pretraining, device: torch.device = CPU) -> Training:
+def begin(
+    images: NDArray[np.uint8],
+    options: Pretraining,
+    device: torch.device = CPU,
+    start: Path | None = None,
+) -> Training:
     """Return a fresh flow on a device, initialised without data, the same on each.
 
-    Raises ConfigurationError for images or a layout that a flow cannot have.
+    `start` is a checkpoint of half the size, from which the flow grows (`grow`).
+    Raises ConfigurationError for images or a layout that a flow cannot have, RefusedError for a
+    checkpoint of another layout.
     """
     # refuse what cannot be trained on
     square = images.ndim == 4 and images.shape[1] == images.shape[2]
@@ -111,9 +118,7 @@ def begin(images: NDArray[np.uint8], options: Pretraining, device: torch.device 
             "expected uint8 [N, S, S, C], at least 2"
         )
     try:
-        model = Glow(
-            images.shape[1], images.shape[3], options.levels, options.steps_per_level, options.width
-        )
+        model = build(images.shape[1], images.shape[3], options, options.doublings)
     except ValueError as error:
         raise ConfigurationError(
             f"pretrain: {error}", hint="fewer levels, or 1 or 3 channels"
@@ -121,12 +126,42 @@ def begin(images: NDArray[np.uint8], options: Pretraining, device: torch.device 
 
     # initialise, then let the average start as a copy
     initialise_from_noise(model)
+    if start is not None:
+        grow(model, options, start)
     model = model.to(device).to(memory_format=torch.channels_last)
     average = deepcopy(model)
     model.reversible = options.reversible
-    return Training(
-        model, average, torch.optim.Adam(model.parameters(), lr=options.learning_rate, betas=BETAS)
-    )
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    optimiser = torch.optim.Adam(learning, lr=options.learning_rate, betas=BETAS)
+    return Training(model, average, optimiser)
+
+
+def build(size_px: int, channels: int, options: Pretraining, doublings: int) -> Glow:
+    """Return the flow of these options with so many doublings; raises ValueError as Glow does."""
+    sizes = (options.levels, options.steps_per_level, options.width, doublings)
+    return Glow(size_px, channels, *sizes)
+
+
+def grow(model: Glow, options: Pretraining, start: Path) -> None:
+    """Take the weights of a flow of half the size, and let the last doubling alone learn.
+
+    Then means of 2 × 2 pixels have the latents that they had in the flow of half the size.
+    Raises ConfigurationError for a model without a doubling, RefusedError for a checkpoint of
+    another layout.
+    """
+    if not options.doublings:
+        raise ConfigurationError(
+            "pretrain: --start begins with a flow of half the size, and this one has no doublings",
+            hint="give models.glow.doublings in the study: one more than the checkpoint's has",
+        )
+    inside = build(model.size_px // 2, model.channels, options, options.doublings - 1)
+    load(inside, start)
+    known = dict(inside.named_parameters())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name not in known)
+            if name in known:
+                parameter.copy_(known[name])
 
 
 def pretrain(
@@ -215,11 +250,12 @@ def run(
     name: str = CHECKPOINT,
     resume: bool = False,
     device: str = "cpu",
+    start: Path | None = None,
     progress: Progress = lambda step, share, bits: None,
 ) -> Training:
     """Train on `source` and a torch device; write checkpoint, state and sample sheet into `out`.
 
-    With a provenance the model card is written as well.
+    With a provenance the model card is written as well. `start` is as in `begin`.
     Raises ConfigurationError for an existing checkpoint without `resume`, and with `resume` for a
     checkpoint whose state is gone. Raises RefusedError for a state of another layout.
     """
@@ -228,7 +264,7 @@ def run(
         raise ConfigurationError(
             f"{out / name}: exists already", hint="resume it, or name another folder"
         )
-    training = begin(source.images, options, usable_device(device))
+    training = begin(source.images, options, usable_device(device), start)
     state = out / "training" / f"{Path(name).stem}-state.safetensors"
     if resume and (out / name).exists():
         restore(training, state)
@@ -262,6 +298,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--width", type=int, default=Pretraining.width)
     parser.add_argument("--steps-per-level", type=int, default=Pretraining.steps_per_level)
     parser.add_argument("--levels", type=int, default=Pretraining.levels)
+    parser.add_argument("--doublings", type=int, default=Pretraining.doublings)
+    parser.add_argument("--start", type=Path, help="a checkpoint of half the size to grow from")
     parser.add_argument("--batch", type=int, default=Pretraining.batch)
     parser.add_argument("--learning-rate", type=float, default=Pretraining.learning_rate)
     parser.add_argument("--input-noise", type=float, default=Pretraining.input_noise)
@@ -284,6 +322,7 @@ def main(arguments: list[str] | None = None) -> None:
         levels=given.levels,
         steps_per_level=given.steps_per_level,
         width=given.width,
+        doublings=given.doublings,
         minutes=given.minutes,
         batch=given.batch,
         learning_rate=given.learning_rate,
@@ -313,6 +352,7 @@ def main(arguments: list[str] | None = None) -> None:
         name=out.name,
         resume=given.resume,
         device=given.device,
+        start=given.start,
         progress=show,
     )
 

@@ -53,14 +53,23 @@ def state_of(training: Training) -> dict[str, NDArray[np.generic]]:
 def restore(training: Training, path: Path) -> None:
     """Put a saved state back into `training`.
 
-    Raises ConfigurationError without a file. Raises RefusedError for a broken file and for weights
-    of another layout.
+    Raises ConfigurationError without a file, and where other tensors learned than would now. Raises
+    RefusedError for a broken file and for weights of another layout.
     """
     if not path.is_file():
         raise ConfigurationError(
             f"{path}: missing, so this run cannot go on", hint="name another folder"
         )
     arrays = tensors.read(path, max_bytes=STATE_CAP_BYTES)
+
+    # which tensors learned, as those of a grown flow do not all
+    learned = {n.removeprefix("adam.exp_avg.") for n in arrays if n.startswith("adam.exp_avg.")}
+    learning = {n for n, p in training.model.named_parameters() if p.requires_grad}
+    if learned and learned != learning:
+        raise ConfigurationError(
+            f"{path}: {len(learned)} tensors learned so far, {len(learning)} would now",
+            hint="give --start as at first",
+        )
 
     # the weights and their moving average
     for prefix, model in (("now.", training.model), ("average.", training.average)):

@@ -15,6 +15,7 @@ class Pretraining:
     levels: int = 4
     steps_per_level: int = 6
     width: int = 40
+    doublings: int = 0
     batch: int = 16
     minutes: float = 40.0
     steps: int = 1 << 40

@@ -281,6 +281,8 @@ def glow_graph(arrays: Arrays, plan: GlowPlan, size_px: int, channels: int) -> E
         inputs.append(graph.add_input(f"part.{level}", shape))
 
     # the top level, then each level gets back the half that left
+    grown = list(reversed(inputs[: plan.doublings]))
+    inputs = inputs[plan.doublings :]
     scale = graph("Exp", _bounded(graph, parts.tensor("top.raw_log_scale"), PRIOR_BOUND))
     x = graph("Add", graph("Mul", inputs[-1], scale), parts.tensor("top.mean"))
     x = _inverse_level(parts, plan, plan.levels - 1, x)
@@ -289,6 +291,8 @@ def glow_graph(arrays: Arrays, plan: GlowPlan, size_px: int, channels: int) -> E
         part = graph("Mul", inputs[level], graph("Exp", _bounded(graph, raw, PRIOR_BOUND)))
         x = graph("Concat", x, graph("Add", part, mean), axis=1)
         x = _inverse_level(parts, plan, level, x)
+    for index, part in enumerate(grown):
+        x = _doubled_flow(parts, plan, index, x, part)
 
     # in the range of pictures
     x = graph("Mul", x, graph.number(FLOW_GAIN))
@@ -299,6 +303,9 @@ def _part_shapes(plan: GlowPlan, size_px: int, channels: int) -> list[tuple[int,
     """The latent parts' shapes, as in Glow; a plan's side can be halved so often."""
     side = size_px
     shapes = []
+    for _ in range(plan.doublings):
+        side //= 2
+        shapes.append((3 * channels, side, side))
     c = channels
     for level in range(plan.levels):
         c *= 4
@@ -311,12 +318,35 @@ def _part_shapes(plan: GlowPlan, size_px: int, channels: int) -> list[tuple[int,
 
 def _inverse_level(parts: Parts, plan: GlowPlan, level: int, y: str) -> str:
     """One level backwards: couplings and mixings from the last to the first, then unsqueezed."""
-    graph = parts.graph
+    y = _inverse_steps(parts, plan, f"levels.{level}", level, y)
+    return parts.graph("DepthToSpace", y, blocksize=2, mode="CRD")
+
+
+def _inverse_steps(
+    parts: Parts, plan: GlowPlan, name: str, level: int, y: str, kept: int = 0
+) -> str:
+    """The steps of a level backwards; the first `kept` channels are mixed with nothing."""
     for step in reversed(range(plan.steps_per_level)):
-        y = _inverse_coupling(parts, f"levels.{level}.couplings.{step}", y)
+        y = _inverse_coupling(parts, f"{name}.couplings.{step}", y)
         index = level * plan.steps_per_level + step
-        y = _inverse_mixing(parts, f"levels.{level}.mixings.{step}", index, y)
-    return graph("DepthToSpace", y, blocksize=2, mode="CRD")
+        y = _inverse_mixing(parts, f"{name}.mixings.{step}", index, y, kept)
+    return y
+
+
+def _doubled_flow(parts: Parts, plan: GlowPlan, index: int, means: str, part: str) -> str:
+    """A doubling backwards: means of 2 × 2 pixels and what left beside them, as pixels."""
+    from common.models.glow_level import haar_matrix
+
+    graph = parts.graph
+    name = f"doublings.{index}"
+    mean, raw = _halves(graph, parts.conv(means, f"{name}.split.prior"))
+    part = graph("Mul", part, graph("Exp", _bounded(graph, raw, PRIOR_BOUND)))
+    y = graph("Concat", means, graph("Add", part, mean), axis=1)
+    channels = parts.shape(f"{name}.split.prior.weight")[1]
+    y = _inverse_steps(parts, plan, f"{name}.level", plan.levels + index, y, kept=channels)
+    matrix = np.linalg.inv(haar_matrix(channels)).astype(np.float32)
+    back = graph.add_tensor("haar", matrix[:, :, None, None])
+    return graph("DepthToSpace", graph("Conv", y, back), blocksize=2, mode="CRD")
 
 
 def _inverse_coupling(parts: Parts, layer: str, y: str) -> str:
@@ -331,9 +361,14 @@ def _inverse_coupling(parts: Parts, layer: str, y: str) -> str:
     return graph("Concat", stays, moved, axis=1)
 
 
-def _inverse_mixing(parts: Parts, layer: str, index: int, y: str) -> str:
-    """diag(e^-s) U^-1 L^-1 Q^T y - b."""
+def _inverse_mixing(parts: Parts, layer: str, index: int, y: str, kept: int) -> str:
+    """diag(e^-s) U^-1 L^-1 Q^T y - b, beside the first `kept` channels."""
     graph = parts.graph
+    if kept:
+        mixed = len(parts.arrays[f"{parts.prefix}{layer}.triangles"])
+        stays = graph("Slice", y, graph.whole(0), graph.whole(kept), graph.whole(1))
+        moved = graph("Slice", y, graph.whole(kept), graph.whole(kept + mixed), graph.whole(1))
+        return graph("Concat", stays, _inverse_mixing(parts, layer, index, moved, 0), axis=1)
     triangles = np.asarray(parts.arrays[f"{parts.prefix}{layer}.triangles"], np.float64)
     matrix = inverse_of_mixing(triangles, index).astype(np.float32)
     name = graph.add_tensor(f"{parts.prefix}{layer}.inverse", matrix[:, :, None, None])

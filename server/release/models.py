@@ -30,7 +30,7 @@ from server.release.graph import OPSET, Exported
 SIZES = {
     "gan": ("width", "latent"),
     "wgan": ("architecture", "width", "generator_width", "latent"),
-    "glow": ("levels", "steps_per_level", "width"),
+    "glow": ("levels", "steps_per_level", "width", "doublings"),
 }
 PREFIXES = {"gan": "generator.", "wgan": "average.", "glow": "glow."}
 

@@ -97,6 +97,16 @@ def test_only_trainable_prefixes_move() -> None:
     assert moved == {name for name in deltas if name.startswith(("glow.levels.2.", "glow.top."))}
 
 
+def test_a_grown_flow_learns_in_the_part_of_half_its_size_alone() -> None:
+    changes = {"models__glow__levels": 2, "models__glow__doublings": 1}
+    inner = ["glow.levels.", "glow.splits.", "glow.top."]
+    deltas = one_round(study(**changes, models__glow__trainable=inner))
+    moved = {name for name, delta in deltas.items() if np.abs(delta).max() > 0}
+    assert moved and not any(name.startswith("glow.doublings.") for name in moved)
+    whole = one_round(study(**changes))
+    assert any(np.abs(whole[name]).max() > 0 for name in whole if "doublings.0.level" in name)
+
+
 def test_the_update_stays_within_its_public_norm() -> None:
     assert 0 < norm(one_round(study(models__glow__max_update_norm=0.001))) <= 0.001
     assert norm(one_round(study(models__glow__max_update_norm=1000.0))) > 0.001

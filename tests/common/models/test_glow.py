@@ -20,12 +20,16 @@ torch.set_num_threads(1)
     [(torch.float32, 1e-5), (torch.float64, 1e-12)],
     ids=["float32 1e-5", "float64 1e-12"],
 )
-@pytest.mark.parametrize("layout", [(1, 8, 2), (3, 16, 3), (1, 14, 2), (3, 64, 4)], ids=str)
+@pytest.mark.parametrize(
+    "layout",
+    [(1, 8, 2, 0), (3, 16, 3, 0), (1, 14, 2, 0), (3, 64, 4, 0), (1, 8, 2, 1), (3, 14, 1, 2)],
+    ids=str,
+)
 def test_decoding_an_encoding_returns_the_image(
-    dtype: torch.dtype, bound: float, layout: tuple[int, int, int]
+    dtype: torch.dtype, bound: float, layout: tuple[int, int, int, int]
 ) -> None:
-    channels, size_px, levels = layout
-    model = shaken(Glow(size_px, channels, levels, 2, 8), 0.05).to(dtype)
+    channels, size_px, levels, doublings = layout
+    model = shaken(Glow(size_px, channels, levels, 2, 8, doublings), 0.05).to(dtype)
     x = pictures(3, channels, size_px).to(dtype)
     parts, _ = model.encode(x)
     assert [tuple(part.shape[1:]) for part in parts] == list(model.part_shapes)
@@ -42,9 +46,11 @@ def test_encoding_a_decoding_returns_the_latent() -> None:
     )
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_log_p_is_the_normal_density_times_the_jacobian_of_autograd(channels: int) -> None:
-    model = small(channels, size_px=4).double()
+@pytest.mark.parametrize(("channels", "levels", "doublings"), [(1, 2, 0), (3, 2, 0), (3, 1, 1)])
+def test_log_p_is_the_normal_density_times_the_jacobian_of_autograd(
+    channels: int, levels: int, doublings: int
+) -> None:
+    model = shaken(Glow(4, channels, levels, 2, 8, doublings)).double()
     x = pictures(1, channels, 4).double()
 
     def flat(image: torch.Tensor) -> torch.Tensor:

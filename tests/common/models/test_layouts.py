@@ -19,7 +19,14 @@ from common.models.sizes import IMAGE_SIZES_PX, PAIR_SIZES_PX
 torch.set_num_threads(1)
 SIZES = [size for size in IMAGE_SIZES_PX if size >= 32]
 PAIRS = [(size, kind) for kind, sizes in PAIR_SIZES_PX.items() for size in sizes]
-FLOWS = [(32, 3, 3, 2, 16), (64, 1, 4, 1, 8), (96, 3, 5, 1, 8), (512, 1, 2, 1, 8)]
+FLOWS = [
+    (32, 3, 3, 2, 16),
+    (64, 1, 4, 1, 8),
+    (96, 3, 5, 1, 8),
+    (512, 1, 2, 1, 8),
+    (64, 1, 3, 2, 8, 1),
+    (128, 3, 3, 1, 8, 2),
+]
 Network = tuple[nn.Module, tuple[Layer, ...], Callable[[], Tensor]]
 
 
@@ -55,7 +62,7 @@ def test_layouts_have_the_tensors_of_the_pair_networks(size_px: int, kind: str) 
 
 
 @pytest.mark.parametrize("sizes", FLOWS, ids=str)
-def test_layouts_have_the_tensors_of_the_flow(sizes: tuple[int, int, int, int, int]) -> None:
+def test_layouts_have_the_tensors_of_the_flow(sizes: tuple[int, ...]) -> None:
     assert_same_tensors(Glow(*sizes), layouts.flow(*sizes))
 
 
@@ -80,6 +87,9 @@ def networks() -> dict[str, Network]:
     )
     found["encoder"] = (encoder, layouts.encoder(64, 3, 16, 32), lambda: encoder(x, x))
     found["flow"] = (flow, layouts.flow(32, 3, 3, 2, 32), lambda: flow(torch.rand(2, 3, 32, 32)))
+    grown = Glow(64, 3, 3, 2, 32, 1)
+    layers = layouts.flow(64, 3, 3, 2, 32, 1)
+    found["grown flow"] = (grown, layers, lambda: grown(torch.rand(2, 3, 64, 64)))
     for kind in PAIR_SIZES_PX:
         one = wgan.build_generator(64, 16, 24, kind)
         two = wgan.Critic(64, 16, kind)

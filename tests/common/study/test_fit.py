@@ -88,6 +88,7 @@ def test_a_checkpoint_of_another_size_is_named_with_the_fix(tmp_path: Path, kind
         ("glow", "models__glow__levels", 4),
         ("glow", "models__glow__steps_per_level", 3),
         ("glow", "models__glow__width", 24),
+        ("glow", "models__glow__doublings", 1),
     ],
 )
 def test_the_key_that_differs_is_named(tmp_path: Path, kind: str, key: str, value: int) -> None:

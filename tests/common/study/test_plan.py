@@ -144,6 +144,8 @@ def test_a_plan_that_was_signed_before_a_key_came_keeps_its_hash() -> None:
     spelled = small_study(aggregation={"rule": "mean", "trim": 0.0})
     assert spelled.hash() == FIRST_HASH
     assert small_study(aggregation={"rule": "norm_weighted"}).hash() != FIRST_HASH
+    assert small_study(models__glow__doublings=0).hash() == FIRST_HASH
+    assert small_study(models__glow__doublings=1).hash() != FIRST_HASH
 
 
 @pytest.mark.parametrize("key", ["body_parts", "views", "presentation"])

@@ -12,6 +12,7 @@ from PIL import Image
 from common.errors import ConfigurationError, RefusedError
 from common.models.glow import Glow
 from common.models.glow_checkpoint import load, weights_of
+from common.wire import tensors
 from server.pretrain import flow as pretrain_glow
 from server.pretrain import flow_files
 from server.pretrain.flow import augment, begin, pretrain, run
@@ -54,6 +55,41 @@ def test_a_run_writes_checkpoint_card_state_and_sheet(tmp_path: Path) -> None:
     assert digest in text and "invented pictures" in text and "3 steps" in text
     with Image.open(tmp_path / "training" / "glow-samples.png") as sheet:
         assert sheet.size == (80, 40)
+
+
+def test_a_flow_of_twice_the_size_grows_and_what_it_grew_from_stays(tmp_path: Path) -> None:
+    run(source(), tmp_path / "half", SMALL, ORIGIN)
+    half = tmp_path / "half" / "glow.safetensors"
+    doubled = options(doublings=1)
+    twice = Source(source().images.repeat(2, 1).repeat(2, 2), (), None, "0" * 64)
+    training = run(twice, tmp_path / "whole", doubled, ORIGIN, start=half)
+    known = tensors.read(half, max_bytes=1 << 24)
+    for network in (training.model, training.average):
+        now = weights_of(network)
+        assert all(np.array_equal(now[name], value) for name, value in known.items())
+    fresh = weights_of(begin(twice.images, doubled).model)
+    now = weights_of(training.model)
+    moved = {name for name in now if not np.array_equal(now[name], fresh[name])}
+    assert any(name.startswith("glow.doublings.0.level.mixings") for name in moved)
+    assert "doublings 1" in (tmp_path / "whole" / "GLOW_CARD.md").read_text()
+
+    # such a run goes on from the same checkpoint alone
+    longer = options(doublings=1, steps=4)
+    with pytest.raises(ConfigurationError, match="tensors learned so far") as refused:
+        run(twice, tmp_path / "whole", longer, resume=True)
+    assert refused.value.hint == "give --start as at first"
+    again = run(twice, tmp_path / "whole", longer, resume=True, start=half)
+    assert again.step == 4
+
+
+def test_a_start_needs_a_doubling_and_a_flow_of_half_the_size(tmp_path: Path) -> None:
+    run(source(), tmp_path, SMALL)
+    half = tmp_path / "glow.safetensors"
+    with pytest.raises(ConfigurationError, match="this one has no doublings"):
+        begin(source().images, SMALL, start=half)
+    twice = source().images.repeat(2, 1).repeat(2, 2)
+    with pytest.raises(RefusedError):
+        begin(twice, options(doublings=1, levels=1), start=half)
 
 
 def test_training_lowers_the_bits_per_dimension() -> None:

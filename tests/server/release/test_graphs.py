@@ -90,6 +90,9 @@ FLOWS: dict[str, Callable[[], tuple[Study, tensors.Arrays]]] = {
     "trained grey": lambda: public("chest-demo.yaml", "chest-32/glow.safetensors"),
     "1 level": lambda: of_small("glow", models__glow__levels=1),
     "96 px, 5 levels": lambda: of_small("glow", intake__size_px=96, models__glow__levels=5),
+    "2 doublings": lambda: of_small(
+        "glow", intake__size_px=64, models__glow__levels=2, models__glow__doublings=2
+    ),
 }
 
 
